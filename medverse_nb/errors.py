@@ -1,0 +1,29 @@
+"""Every error the package raises on purpose, under one base."""
+
+
+class MedverseError(Exception):
+    """Base of all errors raised on purpose; the message says what to do."""
+
+
+class InputError(MedverseError, ValueError):
+    """A file, array or setting that cannot be used as given."""
+
+
+class GeometryError(InputError):
+    """An affine, shape or grid that makes no sense."""
+
+
+class ContextError(InputError):
+    """A context that cannot serve the request: empty, unlabelled or mismatched."""
+
+
+class WeightsError(InputError):
+    """A checkpoint that is unsafe, damaged or of another architecture."""
+
+
+class OutputError(MedverseError, OSError):
+    """A result that cannot be written where it was asked for."""
+
+
+class NotBuiltYet(MedverseError, NotImplementedError):
+    """Part of the public contract that an open issue still owes."""

@@ -1,0 +1,99 @@
+"""Blockwise cross-attention (BAM): blocks, positions, attention.
+
+Source: Medverse Eqs. 5-9. Deviations, as in the released weights: projections have a
+bias, and the target's blocks carry a learned code of their own.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from .config import Partition
+
+# Axis order of a block's token is x, y, z row-major: token = (i * p + j) * p + k.
+BLOCKS: dict[Partition, str] = {
+    "contiguous": "(p1 x) (p2 y) (p3 z)",  # a block is a box of neighbouring voxels
+    "interleaved": "(x p1) (y p2) (z p3)",  # a block is every p-th voxel of each axis
+}
+
+
+def to_blocks(x: Tensor, p: int, partition: Partition) -> Tensor:
+    """Cut (N, C, X, Y, Z) into blocks (N, p**3, C * voxels); sides must divide by `p`."""
+    pattern = f"n c {BLOCKS[partition]} -> n (p1 p2 p3) (c x y z)"
+    return rearrange(x, pattern, p1=p, p2=p, p3=p)
+
+
+def from_blocks(
+    blocks: Tensor, sides: tuple[int, int, int], p: int, partition: Partition
+) -> Tensor:
+    """Undo `to_blocks`: (N, p**3, C * voxels) to (N, C, X, Y, Z) with these `sides`."""
+    x, y, z = (side // p for side in sides)
+    pattern = f"n (p1 p2 p3) (c x y z) -> n c {BLOCKS[partition]}"
+    return rearrange(blocks, pattern, p1=p, p2=p, p3=p, x=x, y=y, z=z)
+
+
+def pool_blocks(x: Tensor, p: int, partition: Partition) -> Tensor:
+    """Average each block of (N, C, X, Y, Z): (N, p**3, C). Source: Medverse Eqs. 5-6."""
+    pattern = f"n c {BLOCKS[partition]} -> n (p1 p2 p3) c"
+    return reduce(x, pattern, "mean", p1=p, p2=p, p3=p)
+
+
+def sincos_positions(p: int, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Return the fixed 3D position codes (1, p**3, dim), dim a multiple of 6."""
+    frequencies = temperature ** -(torch.arange(dim // 6, dtype=torch.float64) / (dim // 6))
+    axis = torch.arange(p, dtype=torch.float64)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    parts = []
+    for position in (y, x, z):  # the order of the released weights
+        angle = position.reshape(-1, 1) * frequencies
+        parts += [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=1)[None].float()
+
+
+class BlockwiseCrossAttention(nn.Module):
+    """Let every block of the query look at every block of the sources.
+
+    Values are not projected: attention moves whole blocks, at full resolution.
+    """
+
+    def __init__(self, channels: int, dim: int, p: int, partition: Partition) -> None:
+        super().__init__()
+        self.query = nn.Linear(channels, dim)
+        self.key = nn.Linear(channels, dim)
+        self.p, self.partition, self.scale = p, partition, dim**-0.5
+
+    def weights(
+        self, query: Tensor, sources: list[Tensor], query_code: Tensor, source_codes: list[Tensor]
+    ) -> Tensor:
+        """Return the attention (B, K * p**3, S * p**3), rows summing to one.
+
+        Parameters
+        ----------
+        query : (B * K, C, X, Y, Z), K maps for each of the B sources' batch.
+        sources : S maps (B, C, X, Y, Z).
+        query_code, source_codes : (1, p**3, dim) positions plus learned codes.
+
+        Source: Medverse Eqs. 5-9.
+        """
+        batch = sources[0].shape[0]
+        q = self.query(pool_blocks(query, self.p, self.partition)) + query_code
+        k = [
+            self.key(pool_blocks(source, self.p, self.partition)) + code
+            for source, code in zip(sources, source_codes, strict=True)
+        ]
+        q = rearrange(q, "(b k) t m -> b (k t) m", b=batch)
+        scores = (q @ torch.cat(k, dim=1).transpose(1, 2)).float() * self.scale
+        return scores.softmax(dim=-1)
+
+    def forward(
+        self, query: Tensor, sources: list[Tensor], query_code: Tensor, source_codes: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attended map (B * K, C, X, Y, Z) and the attention of `weights`."""
+        weights = self.weights(query, sources, query_code, source_codes)
+        values = torch.cat([to_blocks(s, self.p, self.partition) for s in sources], dim=1)
+        mixed = weights.to(values.dtype) @ values  # (B, K * p**3, C * voxels)
+        mixed = rearrange(mixed, "b (k t) v -> (b k) t v", t=self.p**3)
+        sides = (query.shape[2], query.shape[3], query.shape[4])
+        return from_blocks(mixed, sides, self.p, self.partition), weights

@@ -1,0 +1,113 @@
+"""How context and target features meet: by concatenation (Neuroverse3D) or by BAM (Medverse).
+
+Both kinds offer the same two modules with the same calls, so that the network does not
+know which it holds:
+`target_to_context(context, target, autoregressive)` and `context_to_target(target, means)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import Tensor, nn
+
+from .attention import BlockwiseCrossAttention, sincos_positions
+from .config import NetworkConfig
+
+
+@dataclass
+class ContextMeans:
+    """Mean features of one decoder stage, (B, C, X, Y, Z): semantic, and autoregressive if any."""
+
+    semantic: Tensor
+    autoregressive: Tensor | None = None
+
+
+class PositionCodes(nn.Module):
+    """Positions of the blocks and the codes that tell whose blocks they are.
+
+    Shared by every BAM of a network. Source: Medverse Eqs. 7-8 (P and R).
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        dim = config.attention_dim
+        self.register_buffer("positions", sincos_positions(config.blocks_per_axis, dim))
+        self.target_code = nn.Parameter(torch.randn(dim) * 0.02)
+        self.autoregressive_code = nn.Parameter(torch.randn(dim) * 0.02)
+
+    def target(self) -> Tensor:
+        return self.positions + self.target_code
+
+    def context(self, autoregressive: bool) -> Tensor:
+        return self.positions + self.autoregressive_code if autoregressive else self.positions
+
+
+class ConcatTargetToContext(nn.Module):
+    """Show every context pair the target's features. Source: Neuroverse3D Eqs. 3-4."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(2 * channels, channels, 1)
+
+    def forward(self, context: Tensor, target: Tensor, autoregressive: bool = False) -> Tensor:
+        """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z)."""
+        target = repeat(target, "b ... -> (b k) ...", k=context.shape[0] // target.shape[0])
+        return F.gelu(context + self.mix(torch.cat([context, target], dim=1)))
+
+
+class ConcatContextToTarget(nn.Module):
+    """Give the target the mean context features. Source: Neuroverse3D Eqs. 3, 5."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(2 * channels, channels, 1)
+
+    def forward(self, target: Tensor, means: ContextMeans) -> Tensor:
+        return F.gelu(target + self.mix(torch.cat([means.semantic, target], dim=1)))
+
+
+class AttentionTargetToContext(nn.Module):
+    """Show every context pair the target's features through BAM (context is the query)."""
+
+    def __init__(self, channels: int, config: NetworkConfig, codes: PositionCodes) -> None:
+        super().__init__()
+        self.attention = BlockwiseCrossAttention(
+            channels, config.attention_dim, config.blocks_per_axis, config.partition
+        )
+        self.mix = nn.Conv3d(2 * channels, channels, 1)
+        self.codes = [codes]  # in a list: shared, so not a submodule of every fusion
+
+    def forward(self, context: Tensor, target: Tensor, autoregressive: bool = False) -> Tensor:
+        """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z)."""
+        codes = self.codes[0]
+        attended, _ = self.attention(
+            context, [target], codes.context(autoregressive), [codes.target()]
+        )
+        return F.gelu(context + self.mix(torch.cat([context, attended], dim=1)))
+
+
+class AttentionContextToTarget(nn.Module):
+    """Give the target the mean context features through BAM (target is the query)."""
+
+    def __init__(self, channels: int, config: NetworkConfig, codes: PositionCodes) -> None:
+        super().__init__()
+        self.attention = BlockwiseCrossAttention(
+            channels, config.attention_dim, config.blocks_per_axis, config.partition
+        )
+        self.mix = nn.Conv3d(2 * channels, channels, 1)
+        self.codes = [codes]
+
+    def forward(self, target: Tensor, means: ContextMeans) -> Tensor:
+        codes = self.codes[0]
+        sources, source_codes = [means.semantic], [codes.context(False)]
+        if means.autoregressive is not None:
+            sources.append(means.autoregressive)
+            source_codes.append(codes.context(True))
+        attended, _ = self.attention(target, sources, codes.target(), source_codes)
+        return F.gelu(target + self.mix(torch.cat([attended, target], dim=1)))

@@ -1,0 +1,42 @@
+"""How many pairs fit in one pass: the adaptive part of APSP."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from .config import NetworkConfig
+
+SHARE_OF_FREE_MEMORY = 0.5
+LIVE_MAPS_INFERENCE = 8  # full-resolution maps of C_0 channels alive at the peak of one pair
+LIVE_MAPS_TRAINING = 40
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that can be allocated on `device` now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return 4 * 2**30
+
+
+def choose_mini_context_size(config: NetworkConfig, target: Tensor, context_size: int) -> int:
+    """Return the mini-context size l in [1, L] that fits half of the free memory.
+
+    Source: Neuroverse3D section 3.1, which leaves the rule open.
+    """
+    live = LIVE_MAPS_TRAINING if torch.is_grad_enabled() else LIVE_MAPS_INFERENCE
+    one_pair = target.numel() * config.channels[0] * live * 4
+    fitting = int(SHARE_OF_FREE_MEMORY * free_memory(target.device) / one_pair)
+    return max(1, min(fitting, context_size))

@@ -1,0 +1,167 @@
+"""The only place that reads or writes network weights.
+
+Two formats: our own `.safetensors` (config in the metadata) and the released Lightning
+`.ckpt`. Neither can run code: `.ckpt` files load with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import WeightsError
+from .config import NetworkConfig
+from .network import ICLNetwork
+
+FORMAT = "medverse_nb.1"
+RELEASED_ARCHITECTURES = ("medverse", "neuroverse3d")
+
+# Names in the released checkpoints -> ours; applied in order to the start of each key.
+RELEASED_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^net\.", ""),
+    (r"\.module\.", "."),
+    (r"^sincos_pos_embed$", "codes.positions"),
+    (r"^target_code$", "codes.target_code"),
+    (r"^image_context_code$", "codes.autoregressive_code"),
+    (r"^image_context_embedding$", "autoregressive_embedding"),
+    (r"^context_unet\.", "context_branch."),
+    (r"^context_branch\.context_embedding\.", "context_branch.embedding."),
+    (r"^context_branch\.enc_blocks\.(\d+)\.context_conv\.", r"context_branch.units.\1."),
+    (r"^context_branch\.enc_blocks\.(\d+)\.", r"context_branch.fusions.\1."),
+    (r"^context_branch\.dec_blocks\.(\d+)\.context_conv\.", r"context_branch.up_units.\1."),
+    (r"^target_encoder\.target_embedding\.", "target_encoder.embedding."),
+    (r"^target_encoder\.enc_blocks\.(\d+)\.target_conv\.", r"target_encoder.units.\1."),
+    (r"\.downsample_blocks\.(\d+)\.(?:context|target)_linear_layer\.", r".downs.\1."),
+    (r"\.upsample_blocks\.(\d+)\.(?:context|target)_conv_layer\.", r".ups.\1.mix."),
+    (r"^target_decoder\.output_block\.block\.0\.", "target_decoder.last_unit."),
+    (r"^target_decoder\.output_block\.block\.1\.", "target_decoder.head."),
+    (r"^target_decoder\.enc_blocks\.0\.target_conv\.", "target_decoder.units.0."),
+    (r"^target_decoder\.enc_blocks\.0\.", "target_decoder.fusions.0."),
+    (r"\.cross_attention\.q_proj\.", ".attention.query."),
+    (r"\.cross_attention\.k_proj\.", ".attention.key."),
+    (r"\.(?:final_conv|combine_conv_context|combine_conv_target)\.", ".mix."),
+    (r"\.layers\.0\.", ".conv1."),
+    (r"\.layers\.2\.", ".conv2."),
+)
+
+
+def translate_released_key(key: str) -> str:
+    """Return our name of a parameter of a released checkpoint."""
+    for pattern, replacement in RELEASED_KEYS:
+        key = re.sub(pattern, replacement, key)
+    decoder = re.match(r"^target_decoder\.dec_blocks\.(\d+)\.(target_conv\.)?", key)
+    if decoder:  # decoder stage i is our stage i + 1, the bottleneck being stage 0
+        kind = "units" if decoder[2] else "fusions"
+        key = f"target_decoder.{kind}.{int(decoder[1]) + 1}." + key[decoder.end() :]
+    return key
+
+
+def load_network(path: str | Path, device: str | torch.device = "cpu") -> ICLNetwork:
+    """Load a network from our `.safetensors` or a released Lightning `.ckpt`.
+
+    Returns the network in eval mode and float32 on `device`.
+
+    Raises
+    ------
+    WeightsError : missing, damaged, unsafe, or of another architecture; the message names
+        the missing and extra keys.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {path}")
+    config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_released(path)
+    network = ICLNetwork(config)
+    _load_strictly(network, state, path)
+    return network.to(device).eval()
+
+
+def save_network(
+    network: ICLNetwork, path: str | Path, *, dtype: torch.dtype = torch.float32, **notes: str
+) -> None:
+    """Write weights and config to `path`; `notes` are strings kept in the file's metadata."""
+    path = Path(path)
+    state = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
+    metadata = {"format": FORMAT, "config": json.dumps(network.config.to_dict()), **notes}
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(save(state, metadata=metadata))
+    temporary.replace(path)
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """Return the metadata strings of one of our weight files."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def weights_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a weights file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key).float() for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    if "config" not in metadata:
+        raise WeightsError(f"{path}: has no network config inside; it was not written by medverse_nb")
+    try:
+        return NetworkConfig.from_dict(json.loads(metadata["config"])), state
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path}: the config inside is not JSON ({error})") from error
+
+
+def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused, the file asks to run code or is not a checkpoint; "
+            "only plain tensors are loaded from untrusted files"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: not a readable checkpoint ({error})") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
+        raise WeightsError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters)")
+    settings = checkpoint["hyper_parameters"]
+    name = str(settings.get("model_name", "")).lower()
+    state = {translate_released_key(key): value for key, value in checkpoint["state_dict"].items()}
+    if name not in RELEASED_ARCHITECTURES:
+        name = "medverse" if "codes.positions" in state else "neuroverse3d"
+    try:
+        channels = tuple(int(width) for width in settings["nb_inner_channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: hyper_parameters have no usable nb_inner_channels") from error
+    return NetworkConfig.from_dict({"architecture": name, "channels": channels}), state
+
+
+def _load_strictly(network: ICLNetwork, state: dict[str, Tensor], path: Path) -> None:
+    wanted = network.state_dict()
+    missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if missing or extra:
+        raise WeightsError(
+            f"{path}: of another architecture than {network.config.architecture} with channels "
+            f"{network.config.channels}; missing keys {missing[:5]} ({len(missing)}), "
+            f"extra keys {extra[:5]} ({len(extra)})"
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != wanted[key].shape:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise WeightsError(f"{path}: {key} is {shape}, needed {tuple(wanted[key].shape)}")
+    network.load_state_dict(state)

@@ -1,0 +1,164 @@
+"""Label maps to draw tasks from: FreeSurfer-style heads and random smooth shapes.
+
+Hippocampus stays unseen: labels 17 and 53 may appear as anatomy and are never a
+foreground, alone or in a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..errors import InputError
+from .fields import chance, deformed_grid, integer, smooth_field, uniform
+
+NEVER_FOREGROUND = frozenset({17, 53})  # FreeSurfer: left and right hippocampus
+CSF = frozenset({4, 5, 14, 15, 24, 30, 31, 43, 44, 62, 63, 72})
+WHITE = frozenset({2, 7, 41, 46, 77, 85})
+BETWEEN = frozenset({10, 13, 16, 28, 49, 52, 60})  # thalamus, pallidum, brainstem, ventral DC
+GREY = frozenset({3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58, 136, 137, 163, 164})
+FIRST_LABEL_OUTSIDE_BRAIN = 500
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """One head's label map in RAS order, its labels renumbered 0..n-1.
+
+    `classes` (X, Y, Z) uint8 indexes `values`, the labels of the file; `centre` and
+    `extent` (3,) describe the brain's box in voxels, so that heads can be laid over
+    each other.
+    """
+
+    name: str
+    classes: Tensor
+    values: tuple[int, ...]
+    centre: Tensor
+    extent: Tensor
+
+
+def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> HeadMap:
+    """Read a 1 mm FreeSurfer label map; `values` fixes the numbering shared by a cohort."""
+    image = nib.as_closest_canonical(nib.load(path))
+    labels = np.asarray(image.dataobj).astype(np.int32)
+    values = tuple(np.unique(labels).tolist() if values is None else values)
+    lookup = np.zeros(max(*values, int(labels.max())) + 1, np.uint8)
+    lookup[list(values)] = np.arange(len(values))
+    brain = np.argwhere((labels > 0) & (labels < FIRST_LABEL_OUTSIDE_BRAIN) & (labels != 24))
+    low, high = brain.min(0), brain.max(0)
+    return HeadMap(
+        name=Path(path).name.removesuffix(".nii.gz"),
+        classes=torch.from_numpy(np.ascontiguousarray(lookup[labels])),
+        values=values,
+        centre=torch.from_numpy((low + high) / 2).float(),
+        extent=torch.from_numpy(high - low).float(),
+    )
+
+
+def read_head_maps(folder: str | Path, subjects: Sequence[int]) -> list[HeadMap]:
+    """Read `training_seg_NN.nii.gz` of these subjects with one shared numbering."""
+    paths = [Path(folder) / f"training_seg_{subject:02d}.nii.gz" for subject in subjects]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"label maps not found: {missing}")
+    values = sorted({int(v) for p in paths for v in np.unique(np.asarray(nib.load(p).dataobj))})
+    return [read_head_map(path, values) for path in paths]
+
+
+@dataclass(frozen=True)
+class LabelDraw:
+    """Label maps of one task: (N, S, S, S) uint8 indices into `values`."""
+
+    classes: Tensor
+    values: tuple[int, ...]
+    is_brain: bool
+
+
+def gather_nearest(volume: Tensor, coordinates: Tensor) -> Tensor:
+    """Look up (X, Y, Z) at voxel coordinates (3, ...), zero outside."""
+    index = coordinates.round().long()
+    inside = torch.ones(index.shape[1:], dtype=torch.bool)
+    for axis in range(3):
+        inside &= (index[axis] >= 0) & (index[axis] < volume.shape[axis])
+        index[axis].clamp_(0, volume.shape[axis] - 1)
+    flat = (index[0] * volume.shape[1] + index[1]) * volume.shape[2] + index[2]
+    return torch.where(inside, volume.reshape(-1)[flat], torch.zeros((), dtype=volume.dtype))
+
+
+def draw_head_labels(
+    heads: Sequence[HeadMap], generator: Generator, count: int, side: int, width_mm: float
+) -> LabelDraw:
+    """Cut the same place, `width_mm` wide, out of `count` heads, each deformed a little.
+
+    The place is around a random voxel of a random structure, so that small structures
+    come as often as large ones; heads are laid over each other by the brain's box.
+    """
+    order = torch.randperm(len(heads), generator=generator)
+    chosen = [heads[int(order[i % len(heads)])] for i in range(count)]
+    first = chosen[0]
+    structure = integer(generator, 1, len(first.values) - 1)
+    voxels = (first.classes[::2, ::2, ::2] == structure).nonzero()
+    if len(voxels):
+        point = 2.0 * voxels[integer(generator, 0, len(voxels) - 1)]
+    else:
+        point = first.centre
+    point = point + (torch.rand(3, generator=generator) - 0.5) * 0.5 * width_mm
+    place = (point - first.centre) / first.extent
+    jitter_mm = uniform(generator, 0, 0.19) * width_mm
+    maps = []
+    for head in chosen:
+        centre = head.centre + place * head.extent
+        centre = centre + (torch.rand(3, generator=generator) * 2 - 1) * jitter_mm
+        grid = deformed_grid(generator, side, affine=0.1, elastic=0.04)
+        maps.append(gather_nearest(head.classes, centre.view(3, 1, 1, 1) + grid * width_mm / 2))
+    return LabelDraw(torch.stack(maps), first.values, is_brain=True)
+
+
+def draw_shape_labels(generator: Generator, count: int, side: int) -> LabelDraw:
+    """Draw 3 to 13 random smooth shapes, the same in all `count` maps but for a deformation."""
+    shapes = integer(generator, 3, 13)
+    template_side = 40
+    fields = smooth_field(generator, template_side, integer(generator, 3, 9), shapes)
+    fields += 0.3 * smooth_field(generator, template_side, 12, shapes)
+    if chance(generator, 0.5):  # blobs in a background, not a mosaic
+        fields[0] += uniform(generator, 0.3, 1.2)
+    template = fields.argmax(0).to(torch.uint8)
+    elastic = uniform(generator, 0.03, 0.15)
+    affine = uniform(generator, 0.02, 0.2)
+    jitter = uniform(generator, 0, 0.25)
+    maps = []
+    for _ in range(count):
+        grid = 0.75 * deformed_grid(generator, side, affine, elastic)
+        grid += (torch.rand(3, 1, 1, 1, generator=generator) * 2 - 1) * jitter
+        maps.append(gather_nearest(template, (grid + 1) * (template_side / 2) - 0.5))
+    return LabelDraw(torch.stack(maps), tuple(range(shapes)), is_brain=False)
+
+
+def allowed_foreground(draw: LabelDraw, smallest_share: float) -> list[int]:
+    """Return the class indices that may be a foreground: large enough, not hippocampus."""
+    counts = torch.bincount(draw.classes[0].flatten().int(), minlength=len(draw.values))
+    smallest = smallest_share * draw.classes[0].numel()
+    return [
+        index
+        for index, value in enumerate(draw.values)
+        if index and counts[index] >= smallest
+        and not (draw.is_brain and value in NEVER_FOREGROUND)
+    ]
+
+
+def draw_foreground(draw: LabelDraw, generator: Generator, smallest_share: float = 0.0015) -> list[int]:
+    """Choose the class indices of the foreground: one in 60% of the draws, else up to five.
+
+    Empty where no class is large enough.
+    """
+    allowed = allowed_foreground(draw, smallest_share)
+    if not allowed:
+        return []
+    size = 1 if chance(generator, 0.6) else min(len(allowed), integer(generator, 2, 5))
+    order = torch.randperm(len(allowed), generator=generator)
+    return [allowed[int(i)] for i in order[:size]]
