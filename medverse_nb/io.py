@@ -1,0 +1,291 @@
+"""The only place that reads or writes image files.
+
+Whatever comes in leaves as a `DataArray` of `volume`; whatever goes out is written to a
+temporary name beside its place and renamed, so that no half-written file is ever left.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+import xarray as xr
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from .errors import GeometryError, InputError, MedverseError, NotBuiltYet, OutputError
+from .volume import affine_of, make_volume, values_of
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+READABLE = "a NIfTI file (.nii, .nii.gz), .npy, a nibabel image, a DataArray or a NumPy array"
+GRID_FIELDS = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+    "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage | xr.DataArray | NDArray[Any]
+
+
+class VolumeWarning(UserWarning):
+    """Something about a volume was changed or assumed; the message says what."""
+
+
+def read_volume(source: Source, affine: Any = None, *, name: str | None = None) -> xr.DataArray:
+    """Read one 3D volume with its geometry.
+
+    Parameters
+    ----------
+    source : path to NIfTI or `.npy`, nibabel image, `DataArray` of this package (returned
+        as it is), or array (X, Y, Z).
+    affine : (4, 4) voxel-to-RAS mm, only for `.npy` and arrays; a `.npy` may have a
+        sidecar `NAME.affine.npy`. Without one: unit spacing and a warning.
+    name : shown in messages; defaults to the file's name.
+
+    Returns
+    -------
+    DataArray (x, y, z) in the file's axis order; stored scaling applied; integers stay
+    integers. `attrs["changes"]` lists what was changed (non-finite voxels replaced by the
+    minimum, an axis of size one dropped).
+
+    Raises
+    ------
+    InputError : missing, damaged, not 3D, empty, or without a finite voxel.
+    GeometryError : a singular or non-finite affine.
+    """
+    if isinstance(source, xr.DataArray):
+        affine_of(source)
+        return source
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        _refuse_affine(affine, "a nibabel image")
+        return _from_nibabel(source, name or _file_name(source) or "image")
+    if isinstance(source, (str, os.PathLike)):
+        return _read_path(Path(source), affine, name)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, affine, name or "array")
+    raise InputError(f"cannot read a {type(source).__name__}; give {READABLE}")
+
+
+def stem_of(path: str | os.PathLike[str]) -> str:
+    """Return a file's name without `.nii.gz`, `.nii` or `.npy`."""
+    name = Path(path).name
+    for suffix in (".nii.gz", ".nii", ".npy"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
+    name = name or path.name
+    if path.is_dir():
+        raise NotBuiltYet(f"{path} is a folder: DICOM and zarr come with the engine issue; give {READABLE}")
+    if not path.exists():
+        raise InputError(f"{name}: no such file: {path}")
+    if path.name.lower().endswith(".npy"):
+        return _from_array(_load_npy(path, name), _sidecar_affine(path, affine), name)
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        raise InputError(f"{name}: unknown kind of file; give {READABLE}")
+    _refuse_affine(affine, "a NIfTI file")
+    try:
+        return _from_nibabel(cast(nib.spatialimages.SpatialImage, nib.load(path)), name)
+    except MedverseError:
+        raise
+    except (ImageFileError, HeaderDataError) as error:
+        raise InputError(f"{name}: not a NIfTI image ({_first_line(error)})") from error
+    except (EOFError, zlib.error, OSError, ValueError) as error:
+        raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _file_name(image: nib.spatialimages.SpatialImage) -> str | None:
+    filename = image.get_filename()
+    return Path(filename).name if filename else None
+
+
+def _refuse_affine(affine: Any, what: str) -> None:
+    if affine is not None:
+        raise InputError(f"{what} brings its own affine; affine= is for arrays and .npy files")
+
+
+def _load_npy(path: Path, name: str) -> NDArray[Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise InputError(f"{name}: refused, the .npy holds pickled objects, not numbers") from error
+        raise InputError(f"{name}: damaged or not a .npy file ({_first_line(error)})") from error
+    except (EOFError, OSError) as error:
+        raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
+    if not isinstance(loaded, np.ndarray):
+        raise InputError(f"{name}: an archive of arrays, not one array")
+    return loaded
+
+
+def _sidecar_affine(path: Path, affine: Any) -> Any:
+    sidecar = path.with_name(stem_of(path) + ".affine.npy")
+    if affine is None and sidecar.is_file():
+        return _load_npy(sidecar, sidecar.name)
+    return affine
+
+
+def _from_array(array: NDArray[Any], affine: Any, name: str) -> xr.DataArray:
+    if affine is None:
+        warnings.warn(
+            f"{name}: no affine given; taking 1 mm voxels in RAS order", VolumeWarning, stacklevel=4
+        )
+        affine = np.eye(4)
+    return _checked(array, affine, name, {})
+
+
+def _from_nibabel(image: nib.spatialimages.SpatialImage, name: str) -> xr.DataArray:
+    if image.affine is None:
+        raise GeometryError(f"{name}: has no affine")
+    shape = tuple(int(n) for n in image.shape)
+    _check_shape(shape, name)  # before any voxel is read
+    data = np.asanyarray(image.dataobj)
+    header = image.header
+    attrs: dict[str, Any] = {}
+    if isinstance(header, nib.Nifti1Header):
+        attrs["nifti_grid"] = {field: np.array(header[field]).tolist() for field in GRID_FIELDS}
+        attrs["nifti_pixdim"] = np.array(header["pixdim"]).tolist()
+    return _checked(data, image.affine, name, attrs)
+
+
+def _check_shape(shape: tuple[int, ...], name: str) -> None:
+    if len(shape) == 4 and shape[3] == 1:
+        shape = shape[:3]
+    if len(shape) == 4:
+        raise InputError(f"{name}: holds {shape[3]} volumes (shape {shape}); give one 3D volume")
+    if len(shape) != 3:
+        raise InputError(f"{name}: is {len(shape)}D (shape {shape}); a 3D volume is needed")
+    if 0 in shape:
+        raise InputError(f"{name}: is empty (shape {shape})")
+
+
+def _checked(data: NDArray[Any], affine: Any, name: str, attrs: dict[str, Any]) -> xr.DataArray:
+    _check_shape(data.shape, name)
+    changes: list[str] = []
+    if data.ndim == 4:
+        data = data[..., 0]
+        changes.append("dropped the fourth axis, of size 1")
+    if data.dtype.kind not in "biuf":
+        raise InputError(f"{name}: voxels of type {data.dtype} are not numbers")
+    if data.dtype.kind == "f":
+        data, replaced = _finite(data, name)
+        if replaced:
+            changes.append(f"replaced {replaced} non-finite voxels by the minimum")
+            warnings.warn(f"{name}: {changes[-1]}", VolumeWarning, stacklevel=5)
+    elif data.dtype.kind == "b":
+        data = data.astype(np.uint8)
+    try:
+        volume = make_volume(data, affine, name=name, attrs={**attrs, "changes": changes})
+    except GeometryError as error:
+        raise GeometryError(f"{name}: {error}") from error
+    return volume
+
+
+def _finite(data: NDArray[Any], name: str) -> tuple[NDArray[Any], int]:
+    finite = np.isfinite(data)
+    bad = int(data.size - np.count_nonzero(finite))
+    if bad == data.size:
+        raise InputError(f"{name}: has no finite voxel")
+    if bad:
+        data = np.where(finite, data, data[finite].min())
+    return data, bad
+
+
+def write_volume(volume: xr.DataArray, path: str | os.PathLike[str], *, dtype: Any = None) -> Path:
+    """Write a volume to `.nii`, `.nii.gz` or `.npy` (with `NAME.affine.npy` beside it).
+
+    Where the volume still lies on the grid it was read from, the file's sform, qform,
+    their codes and the units are kept. The file appears whole or not at all.
+
+    Parameters
+    ----------
+    dtype : of the file; the array's own by default (bool as uint8, float64 as float32).
+
+    Raises
+    ------
+    OutputError : the place cannot be written.
+    """
+    path = check_output(path)
+    array = values_of(volume)
+    if array.ndim != 3:
+        raise InputError(f"write_volume writes one 3D volume, this one is {volume.dims}; pick one")
+    if dtype is None:
+        dtype = {"b": np.uint8, "f": np.float32}.get(array.dtype.kind, array.dtype)
+    array = np.asarray(array, dtype)
+    affine = affine_of(volume)
+    if path.name.lower().endswith(".npy"):
+        write_atomically(
+            path.with_name(stem_of(path) + ".affine.npy"), lambda partial: np.save(partial, affine)
+        )
+        return write_atomically(path, lambda partial: np.save(partial, array))
+    image = _to_nifti(array, affine, volume.attrs)
+    return write_atomically(path, lambda partial: nib.save(image, partial))
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return `path` if a volume can be written there; make its folder; else `OutputError`."""
+    path = Path(path)
+    if not path.name.lower().endswith((*NIFTI_SUFFIXES, ".npy")):
+        raise OutputError(f"{path}: results are written as .nii, .nii.gz or .npy")
+    return check_writable(path)
+
+
+def check_writable(path: Path) -> Path:
+    """Return `path` if a file can be made there; make its folder; else `OutputError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot make the folder ({error.strerror})") from error
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError(f"{path}: no permission to write there")
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Call `write` with a temporary path of the same suffix, then rename it to `path`.
+
+    On any failure, Ctrl-C included, the temporary file is removed and `path` is untouched.
+    """
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _to_nifti(
+    array: NDArray[Any], affine: NDArray[np.float64], attrs: dict[str, Any]
+) -> nib.Nifti1Image:
+    if array.dtype in (np.int64, np.uint64):  # outside what most readers take
+        array = array.astype(np.int32)
+    image = nib.Nifti1Image(array, affine)
+    grid = attrs.get("nifti_grid")
+    if grid is None:
+        image.header.set_xyzt_units("mm")
+        return image
+    kept = image.header.copy()
+    for field, value in grid.items():
+        kept[field] = value
+    # Signs of pixdim[0] and sizes belong to the qform's quaternion.
+    kept["pixdim"][:4] = attrs["nifti_pixdim"][:4]
+    if np.allclose(kept.get_best_affine(), affine, atol=1e-4):
+        image = nib.Nifti1Image(array, None, kept)
+    return image

@@ -1,0 +1,165 @@
+"""Linear resampling by region: any box of the result from only the voxels it needs.
+
+A box cut out of the whole result and the same box computed alone are equal, which is
+what lets windows be resampled one at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .geometry import Affine, Shape
+
+FloatArray = NDArray[np.float32]
+Region = tuple[slice, slice, slice]
+WHOLE_MARGIN_SIGMAS = 4.0
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """One axis of a resampling: source coordinate = scale * index + offset.
+
+    Beyond the source's edge, `edge` repeats the border; otherwise the value is 0.
+    With `antialias`, shrinking averages over the source voxels behind a result voxel.
+    """
+
+    size_in: int
+    size_out: int
+    scale: float
+    offset: float
+    edge: bool = True
+    antialias: bool = True
+
+    def weights(self, start: int, stop: int) -> tuple[int, FloatArray]:
+        """Return (first, W): result[start:stop] = W @ source[first : first + W.shape[1]]."""
+        centres = self.scale * np.arange(start, stop, dtype=np.float64) + self.offset
+        width = max(1.0, abs(self.scale)) if self.antialias else 1.0
+        low = math.floor(float(centres.min()) - width)
+        high = math.ceil(float(centres.max()) + width)
+        columns = np.arange(low, high + 1)
+        weights = np.maximum(0.0, 1.0 - np.abs(columns[None] - centres[:, None]) / width)
+        weights /= weights.sum(axis=1, keepdims=True)
+        first = min(max(low, 0), self.size_in - 1)
+        last = min(max(high, 0), self.size_in - 1)
+        folded = np.zeros((stop - start, last - first + 1))
+        for column, index in enumerate(columns):
+            if 0 <= index < self.size_in:
+                folded[:, index - first] += weights[:, column]
+            elif self.edge:
+                folded[:, min(max(index, first), last) - first] += weights[:, column]
+        return first, folded.astype(np.float32)
+
+
+def resize_map(
+    size_in: int, size_out: int, *, align_corners: bool = False, antialias: bool = True
+) -> AxisMap:
+    """Return the map that resizes an axis; voxel centres unless `align_corners`."""
+    if align_corners:
+        scale = (size_in - 1) / (size_out - 1) if size_out > 1 else 0.0
+        return AxisMap(size_in, size_out, scale, 0.0, antialias=antialias)
+    scale = size_in / size_out
+    return AxisMap(size_in, size_out, scale, 0.5 * scale - 0.5, antialias=antialias)
+
+
+def resample_axes(
+    volume: NDArray[Any], maps: Sequence[AxisMap], region: Region | None = None
+) -> FloatArray:
+    """Resample the last three axes of `volume`, each by its own map.
+
+    Parameters
+    ----------
+    volume : (..., X, Y, Z).
+    maps : one for each of the three axes.
+    region : the box of the result to compute; None for all of it.
+    """
+    lead = volume.ndim - 3
+    plans = []
+    for axis, axis_map in enumerate(maps):
+        start, stop, _ = (region[axis] if region else slice(None)).indices(axis_map.size_out)
+        plans.append(axis_map.weights(start, stop))
+    boxes = tuple(slice(first, first + w.shape[1]) for first, w in plans)
+    result: NDArray[Any] = np.asarray(volume[(Ellipsis, *boxes)], dtype=np.float32)
+    for axis, (_, weights) in enumerate(plans):
+        if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+            continue  # exact: an axis that keeps its voxels is not touched
+        result = np.moveaxis(np.tensordot(result, weights, axes=(lead + axis, 1)), -1, lead + axis)
+    return np.ascontiguousarray(result, dtype=np.float32)
+
+
+def resize(
+    volume: NDArray[Any], shape: Shape, *, align_corners: bool = False, antialias: bool = True
+) -> FloatArray:
+    """Resize the last three axes of `volume` to `shape`."""
+    maps = [
+        resize_map(a, b, align_corners=align_corners, antialias=antialias)
+        for a, b in zip(volume.shape[-3:], shape, strict=True)
+    ]
+    return resample_axes(volume, maps)
+
+
+def resample_affine(
+    volume: NDArray[Any],
+    matrix: Affine,
+    shape: Shape,
+    *,
+    edge: bool = False,
+    region: Region | None = None,
+) -> FloatArray:
+    """Sample (X, Y, Z) where `matrix` maps the result's voxels to the volume's.
+
+    Axis-aligned maps are separable and exact; oblique ones are smoothed by a Gaussian
+    where they shrink, then sampled linearly.
+
+    Parameters
+    ----------
+    shape : of the whole result.
+    edge : repeat the border outside the volume, otherwise 0.
+    region : the box of the result to compute; None for all of it.
+    """
+    linear, offset = matrix[:3, :3], matrix[:3, 3]
+    if np.count_nonzero(linear - np.diag(np.diag(linear))) == 0:
+        maps = [
+            AxisMap(n_in, n_out, float(linear[a, a]), float(offset[a]), edge=edge)
+            for a, (n_in, n_out) in enumerate(zip(volume.shape, shape, strict=True))
+        ]
+        return resample_axes(volume, maps, region)
+    return _sample_oblique(volume, linear, offset, shape, edge, region)
+
+
+def _sample_oblique(
+    volume: NDArray[Any],
+    linear: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    shape: Shape,
+    edge: bool,
+    region: Region | None,
+) -> FloatArray:
+    bounds = [(region[a] if region else slice(None)).indices(shape[a])[:2] for a in range(3)]
+    start = np.array([low for low, _ in bounds], np.float64)
+    corners = np.stack(np.meshgrid(*[(low, high - 1) for low, high in bounds], indexing="ij"))
+    places = linear @ corners.reshape(3, -1) + offset[:, None]
+    sigma = np.maximum(0.0, (np.linalg.norm(linear, axis=1) - 1) / 2)
+    margin = np.ceil(WHOLE_MARGIN_SIGMAS * sigma) + 1
+    low = np.clip(np.floor(places.min(axis=1) - margin), 0, np.array(volume.shape) - 1).astype(int)
+    high = np.clip(np.ceil(places.max(axis=1) + margin), 0, np.array(volume.shape) - 1).astype(int)
+    box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    crop = np.asarray(volume[box], dtype=np.float32)
+    if sigma.any():
+        crop = ndimage.gaussian_filter(crop, sigma, mode="nearest", truncate=WHOLE_MARGIN_SIGMAS)
+    result = ndimage.affine_transform(
+        crop,
+        linear,
+        offset=linear @ start + offset - low,
+        output_shape=tuple(high - low for low, high in bounds),
+        order=1,
+        mode="nearest" if edge else "grid-constant",
+        output=np.float32,
+    )
+    return np.asarray(result, dtype=np.float32)
