@@ -83,7 +83,9 @@ def stem_of(path: str | os.PathLike[str]) -> str:
 def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
     name = name or path.name
     if path.is_dir():
-        raise NotBuiltYet(f"{path} is a folder: DICOM and zarr come with the engine issue; give {READABLE}")
+        raise NotBuiltYet(
+            f"{path} is a folder: DICOM and zarr come with the engine issue; give {READABLE}"
+        )
     if not path.exists():
         raise InputError(f"{name}: no such file: {path}")
     if path.name.lower().endswith(".npy"):
@@ -92,7 +94,7 @@ def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
         raise InputError(f"{name}: unknown kind of file; give {READABLE}")
     _refuse_affine(affine, "a NIfTI file")
     try:
-        return _from_nibabel(cast(nib.spatialimages.SpatialImage, nib.load(path)), name)
+        return _from_nibabel(cast("nib.spatialimages.SpatialImage", nib.load(path)), name)
     except MedverseError:
         raise
     except (ImageFileError, HeaderDataError) as error:
@@ -121,7 +123,9 @@ def _load_npy(path: Path, name: str) -> NDArray[Any]:
         loaded = np.load(path, allow_pickle=False)
     except ValueError as error:
         if "pickle" in str(error).lower():
-            raise InputError(f"{name}: refused, the .npy holds pickled objects, not numbers") from error
+            raise InputError(
+                f"{name}: refused, the .npy holds pickled objects, not numbers"
+            ) from error
         raise InputError(f"{name}: damaged or not a .npy file ({_first_line(error)})") from error
     except (EOFError, OSError) as error:
         raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error

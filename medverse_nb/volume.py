@@ -49,9 +49,7 @@ def make_volume(
     coords: dict[str, Any] = {dim: values for dim, values in lead.items()}
     for dim, size, step in zip(DIMS, data.shape[-3:], spacing, strict=True):
         coords[dim] = (dim, np.arange(size) * step, {"units": "mm"})
-    coords["geometry"] = json.dumps(
-        {"axes_to_ras": axes.tolist(), "spacing_mm": spacing.tolist()}
-    )
+    coords["geometry"] = json.dumps({"axes_to_ras": axes.tolist(), "spacing_mm": spacing.tolist()})
     return xr.DataArray(data, coords=coords, dims=(*lead, *DIMS), name=name, attrs=attrs or {})
 
 

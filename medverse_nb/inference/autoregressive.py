@@ -79,9 +79,7 @@ class _Recipe:
     def resize(self, volume: NDArray[Any], shape: Shape) -> FloatArray:
         if volume.shape[-3:] == shape:
             return np.asarray(volume, np.float32)
-        return resize(
-            volume, shape, align_corners=self.released, antialias=not self.released
-        )
+        return resize(volume, shape, align_corners=self.released, antialias=not self.released)
 
 
 def predict_array(
@@ -156,7 +154,10 @@ def run(
                 count = min(done * settings.batch, len(windows))
                 on_progress(scale, recipe.scales, count, len(windows))
         level = recipe.level(scale)
-        seen, prediction = recipe.resize(volumes.target, level), recipe.resize(blender.result(), level)
+        seen, prediction = (
+            recipe.resize(volumes.target, level),
+            recipe.resize(blender.result(), level),
+        )
         steps.append(Step(scale, seen, prediction, tuple(windows)))
     inside = tuple(slice(0, side) for side in shape)
     steps[-1] = replace(steps[-1], image=target[inside], prediction=steps[-1].prediction[inside])

@@ -49,5 +49,7 @@ def context_mean(
         if start == 0:
             means = [mini.mean(dim=1) for mini in minis]
         else:
-            means = [merge_context_mean(m, start, mini) for m, mini in zip(means, minis, strict=True)]
+            means = [
+                merge_context_mean(m, start, mini) for m, mini in zip(means, minis, strict=True)
+            ]
     return means

@@ -61,7 +61,9 @@ class NetworkConfig:
         if len(self.channels) < 2 or not all(
             isinstance(c, int) and 0 < c <= 4096 for c in self.channels
         ):
-            raise WeightsError(f"network config: channels={self.channels!r} need two stages or more")
+            raise WeightsError(
+                f"network config: channels={self.channels!r} need two stages or more"
+            )
         if self.attention_dim % 6:
             raise WeightsError(
                 f"network config: attention_dim={self.attention_dim} must be a multiple of 6"

@@ -215,8 +215,13 @@ class ICLNetwork(nn.Module):
                 "pad the volumes or use predict_array, which pads for you"
             )
         if image.ndim != 6 or image.shape[1] < 1:
-            raise InputError(f"context must be (B, L, 1, X, Y, Z) with L >= 1, got {tuple(image.shape)}")
-        wanted = {"context_image": (image, image.shape[1]), "context_label": (label, image.shape[1])}
+            raise InputError(
+                f"context must be (B, L, 1, X, Y, Z) with L >= 1, got {tuple(image.shape)}"
+            )
+        wanted = {
+            "context_image": (image, image.shape[1]),
+            "context_label": (label, image.shape[1]),
+        }
         if (ar_image is None) != (ar_label is None):
             raise InputError("ar_image and ar_label go together: give both or neither")
         if ar_image is not None and ar_label is not None:

@@ -79,7 +79,9 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> ICLNet
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}")
-    config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_released(path)
+    config, state = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else _read_released(path)
+    )
     network = ICLNetwork(config)
     _load_strictly(network, state, path)
     return network.to(device).eval()
@@ -90,7 +92,10 @@ def save_network(
 ) -> None:
     """Write weights and config to `path`; `notes` are strings kept in the file's metadata."""
     path = Path(path)
-    state = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
+    state = {
+        key: value.detach().cpu().to(dtype).contiguous()
+        for key, value in network.state_dict().items()
+    }
     metadata = {"format": FORMAT, "config": json.dumps(network.config.to_dict()), **notes}
     temporary = path.with_name(path.name + ".partial")
     temporary.write_bytes(save(state, metadata=metadata))
@@ -120,7 +125,9 @@ def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     if "config" not in metadata:
-        raise WeightsError(f"{path}: has no network config inside; it was not written by medverse_nb")
+        raise WeightsError(
+            f"{path}: has no network config inside; it was not written by medverse_nb"
+        )
     try:
         return NetworkConfig.from_dict(json.loads(metadata["config"])), state
     except json.JSONDecodeError as error:
@@ -137,8 +144,12 @@ def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: not a readable checkpoint ({error})") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
-        raise WeightsError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters)")
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(
+        checkpoint
+    ):
+        raise WeightsError(
+            f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters)"
+        )
     settings = checkpoint["hyper_parameters"]
     name = str(settings.get("model_name", "")).lower()
     state = {translate_released_key(key): value for key, value in checkpoint["state_dict"].items()}

@@ -57,7 +57,9 @@ def draw_task(
     brain = bool(heads) and chance(generator, rates.brain)
     kind, images, labels = "", torch.empty(0), torch.empty(0)
     while not kind:
-        kind, images, labels = _try_volumes(heads, generator, context_size + 1, window, rates, brain)
+        kind, images, labels = _try_volumes(
+            heads, generator, context_size + 1, window, rates, brain
+        )
     images, labels = _turn(images, labels, generator)
     if chance(generator, rates.padded):
         images, labels = _pad(images, labels, generator)
@@ -120,7 +122,9 @@ def coarsen(x: Tensor) -> Tensor:
     """Halve the resolution of (..., X, Y, Z) and interpolate back."""
     flat = x.reshape(-1, 1, *x.shape[-3:])
     half = F.avg_pool3d(flat, 2)
-    return F.interpolate(half, scale_factor=2, mode="trilinear", align_corners=False).reshape(x.shape)
+    return F.interpolate(half, scale_factor=2, mode="trilinear", align_corners=False).reshape(
+        x.shape
+    )
 
 
 def imitate_coarse_prediction(labels: Tensor, kind: str, generator: Generator) -> Tensor:

@@ -146,12 +146,13 @@ def allowed_foreground(draw: LabelDraw, smallest_share: float) -> list[int]:
     return [
         index
         for index, value in enumerate(draw.values)
-        if index and counts[index] >= smallest
-        and not (draw.is_brain and value in NEVER_FOREGROUND)
+        if index and counts[index] >= smallest and not (draw.is_brain and value in NEVER_FOREGROUND)
     ]
 
 
-def draw_foreground(draw: LabelDraw, generator: Generator, smallest_share: float = 0.0015) -> list[int]:
+def draw_foreground(
+    draw: LabelDraw, generator: Generator, smallest_share: float = 0.0015
+) -> list[int]:
     """Choose the class indices of the foreground: one in 60% of the draws, else up to five.
 
     Empty where no class is large enough.

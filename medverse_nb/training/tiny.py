@@ -82,7 +82,9 @@ def hard_dice(prediction: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def validate(network: torch.nn.Module, heads: Sequence[HeadMap], context_size: int) -> dict[str, float]:
+def validate(
+    network: torch.nn.Module, heads: Sequence[HeadMap], context_size: int
+) -> dict[str, float]:
     """Score held-out brains beside the mean label: mean Dice over fixed tasks, no feedback."""
     scores, baseline = [], []
     for index in range(VALIDATION_TASKS):
@@ -176,7 +178,10 @@ def train(label_maps: Path, minutes: float, run: Path, seed: int, resume: bool) 
         over = progress.elapsed_s >= budget_s
         if progress.step % LOG_EVERY == 0:
             mean = sum(losses) / len(losses)
-            print(f"step {progress.step} {progress.elapsed_s / 60:.1f} min loss {mean:.4f}", flush=True)
+            print(
+                f"step {progress.step} {progress.elapsed_s / 60:.1f} min loss {mean:.4f}",
+                flush=True,
+            )
             losses.clear()
         if over or now - saved > CHECKPOINT_EVERY_S:
             trainer.save(checkpoint)
@@ -199,7 +204,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--export", type=Path, default=None, help="default: RUN/medverse-tiny.safetensors")
+    parser.add_argument(
+        "--export", type=Path, default=None, help="default: RUN/medverse-tiny.safetensors"
+    )
     args = parser.parse_args()
     trainer = train(args.label_maps, args.minutes, args.run, args.seed, args.resume)
     network = trainer.average.module

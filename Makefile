@@ -1,0 +1,65 @@
+# Everything runs in .venv, which the targets make themselves: python3 >= 3.11 with venv is enough.
+# Without make, see "python -m medverse_nb --help"; to start over, delete .venv.
+
+PYTHON ?= python3
+# For `make train`: a folder of FreeSurfer label maps named training_seg_NN.nii.gz.
+LABEL_MAPS ?= $(or $(MEDVERSE_NB_SHARED),../shared)/data/brain_label_maps
+TRAIN_ARGS ?=
+BENCHMARK_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint train benchmark clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/ready-demo ## segment a virtual brain with the shipped weights, on a CPU
+	$(PY) -m medverse_nb demo
+
+test: lint ## lint, type-check, then run the tests
+	$(PY) -m pytest -q
+
+lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+train: $(VENV)/ready-demo ## train the small weights from LABEL_MAPS=folder
+	$(PY) -m medverse_nb.training.tiny --label-maps "$(LABEL_MAPS)" $(TRAIN_ARGS)
+
+benchmark: $(VENV)/ready-demo ## measure the shipped weights, BENCHMARK_ARGS="..."
+	$(PY) -m medverse_nb evaluate $(BENCHMARK_ARGS)
+
+clean: ## delete caches and build products; keeps .venv, runs and your results
+	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_out
+	find medverse_nb tests notebooks tutorials -name __pycache__ -type d -prune -exec rm -rf {} +
+	find notebooks tutorials -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
+
+$(VENV)/ready-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "medverse_nb needs Python 3.11 or newer; '$(PYTHON)' is" \
+	    "$$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo missing). Try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# Alone and first: any other package would bring the newest torch, a far larger download.
+$(VENV)/ready-torch: $(VENV)/ready-python constraints.txt
+	$(PIP) -c constraints.txt "$(TORCH)"
+	@touch $@
+
+$(VENV)/ready-demo: $(VENV)/ready-torch pyproject.toml
+	$(PIP) -c constraints.txt -e ".[demo]"
+	@touch $@
+
+# Holds all that the demo needs too.
+$(VENV)/ready-dev: $(VENV)/ready-torch pyproject.toml
+	$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $(VENV)/ready-demo $@

@@ -1,0 +1,5 @@
+"""`python -m medverse_nb` is `medverse-nb`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,170 @@
+"""Classes: which label values are predicted, their names and their colours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import ContextError, InputError
+
+Classes = Sequence[int] | Mapping[str, int | Sequence[int]] | None
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's colours, safe for colour-blind readers, then repeated.
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
+    (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClassSpec:
+    """One class of a prediction: its number in the mask and the label values it joins."""
+
+    number: int
+    name: str
+    values: tuple[int, ...]
+    colour: Colour
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "number": self.number,
+            "name": self.name,
+            "label_values": list(self.values),
+            "colour": list(self.colour),
+        }
+
+
+@dataclass
+class ClassTable:
+    """Names and colours of label values, as read from a data set's own table."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    colours: dict[int, Colour] = field(default_factory=dict)
+
+    def update(self, other: ClassTable) -> None:
+        """Take over another table's entries."""
+        self.names.update(other.names)
+        self.colours.update(other.colours)
+
+    def spec(self, number: int, values: tuple[int, ...], name: str | None = None) -> ClassSpec:
+        """Describe a class; without an entry it is called `class N`."""
+        known = self.names.get(values[0]) if len(values) == 1 else None
+        colour = self.colours.get(values[0]) if len(values) == 1 else None
+        return ClassSpec(
+            number,
+            name or known or f"class {number}",
+            values,
+            colour or PALETTE[(number - 1) % len(PALETTE)],
+        )
+
+
+def read_class_table(path: str | Path) -> ClassTable:
+    """Read names and colours from `dataset.json`, a FreeSurfer or an ITK-SNAP table.
+
+    Raises
+    ------
+    InputError : missing, or none of the three layouts.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a class table ({error})") from error
+    table = _from_dataset_json(text, path) if path.suffix == ".json" else _from_lines(text)
+    if not table.names:
+        raise InputError(
+            f"{path}: no class found; give dataset.json, a FreeSurfer colour table or an "
+            "ITK-SNAP label file"
+        )
+    return table
+
+
+def _from_dataset_json(text: str, path: Path) -> ClassTable:
+    try:
+        labels = json.loads(text)["labels"]
+        pairs = [(k, v) if str(k).lstrip("-").isdigit() else (v, k) for k, v in labels.items()]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: has no usable `labels` ({error})") from error
+    table = ClassTable()
+    for value, name in pairs:  # nnU-Net regions have lists of values: no single name
+        if isinstance(value, int | str) and str(value).isdigit() and int(value) > 0:
+            table.names[int(value)] = str(name)
+    return table
+
+
+_SNAP = re.compile(r'^\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+[\d.]+\s+\d+\s+\d+\s+"([^"]*)"')
+_FREESURFER = re.compile(r"^\s*(\d+)\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+)(?:\s+\d+)?\s*$")
+
+
+def _from_lines(text: str) -> ClassTable:
+    table = ClassTable()
+    for line in text.splitlines():
+        if snap := _SNAP.match(line):
+            value, colour, name = int(snap[1]), snap.group(2, 3, 4), snap[5]
+        elif free := _FREESURFER.match(line):
+            value, colour, name = int(free[1]), free.group(3, 4, 5), free[2]
+        else:
+            continue
+        if value > 0:
+            table.names[value] = name
+            table.colours[value] = (int(colour[0]), int(colour[1]), int(colour[2]))
+    return table
+
+
+def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -> list[ClassSpec]:
+    """Turn a request into class specs, in order.
+
+    Parameters
+    ----------
+    request : None for every value found; a list keeps its values; a dict names unions,
+        numbered 1..n.
+    found : nonzero label values of all pairs.
+
+    Raises
+    ------
+    ContextError : a value that no pair has, or no foreground at all.
+    InputError : an empty or malformed request.
+    """
+    known = sorted(set(found))
+    if not known:
+        raise ContextError(
+            "no pair has any foreground: every label is zero; add a pair whose label marks "
+            "the structure"
+        )
+    if request is None:
+        return [table.spec(value, (value,)) for value in known]
+    if isinstance(request, str | bytes) or len(request) == 0:
+        raise InputError('classes must be a list such as [1, 2] or a dict {"name": (1, 2)}')
+    if isinstance(request, Mapping):
+        specs = [
+            table.spec(number, _as_values(values), name)
+            for number, (name, values) in enumerate(request.items(), 1)
+        ]
+    else:
+        values = [_as_values(value)[0] for value in request]
+        if len(set(values)) != len(values):
+            raise InputError(f"classes has a value twice: {values}")
+        specs = [table.spec(value, (value,)) for value in values]
+    for spec in specs:
+        missing = sorted(set(spec.values) - set(known))
+        if missing:
+            raise ContextError(
+                f"class {spec.name!r}: no pair has the label value {missing}; found: {known}"
+            )
+    return specs
+
+
+def _as_values(values: int | Sequence[int]) -> tuple[int, ...]:
+    listed = [values] if not isinstance(values, Sequence) else list(values)
+    try:
+        numbers = tuple(int(value) for value in listed)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"classes: {values!r} are not integer label values") from error
+    if not numbers or any(n <= 0 for n in numbers) or any(n != v for n, v in zip(numbers, listed)):
+        raise InputError(f"classes: {values!r} must be positive integers (0 is the background)")
+    return numbers

@@ -1,0 +1,315 @@
+"""The command line: `medverse-nb`, or `python -m medverse_nb`.
+
+Exit codes: 0 done, 1 some cases failed or the doctor found an error, 2 bad input,
+3 not built yet, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .errors import InputError, MedverseError, NotBuiltYet
+
+if TYPE_CHECKING:
+    from .classes import Classes
+    from .evaluation.doctor import Report
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="3D in-context learning for medical images. Research use only, not a medical device.",
+)  # fmt: skip
+UsageError = typer.BadParameter.__bases__[0]  # typer does not export it by name
+out_console = Console()
+log_console = Console(stderr=True)
+
+Targets = Annotated[list[Path], typer.Argument(help="Scans, or folders of scans.")]
+Images = Annotated[Path, typer.Option(help="Folder of labelled images (nnU-Net imagesTr).")]
+Labels = Annotated[Path, typer.Option(help="Folder of their labels (labelsTr).")]
+ContextSize = Annotated[int | None, typer.Option(help="How many pairs; default all.")]
+ClassesText = Annotated[
+    str | None, typer.Option("--classes", help='"1,2" keeps values; "hippocampus=1+2" joins them.')
+]
+Model = Annotated[str, typer.Option(help="Model name, .safetensors or released .ckpt.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+AlignText = Annotated[Literal["box", "center", "world"], typer.Option("--align")]
+TaskText = Annotated[Literal["segmentation", "image"], typer.Option("--task")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Seed = Annotated[int, typer.Option(help="Chooses the context pairs.")]
+
+
+def parse_classes(text: str | None) -> Classes:
+    """Turn `1,2` into [1, 2] and `a=1+2,b=3` into {"a": (1, 2), "b": (3,)}."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        if any("=" in part for part in parts):
+            named = [part.split("=", 1) for part in parts]
+            return {
+                name.strip(): tuple(int(v) for v in values.split("+")) for name, values in named
+            }
+        return [int(part) for part in parts]
+    except ValueError as error:
+        raise InputError(f'--classes {text!r}: write "1,2" or "name=1+2"') from error
+
+
+@app.callback()
+def set_up(
+    verbose: Annotated[int, typer.Option("-v", count=True, help="More messages.")] = 0,
+) -> None:
+    """Set the log level."""
+    logging.basicConfig(
+        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)],
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo_out"),
+    as_json: Json = False,
+) -> None:
+    """Segment a virtual brain and a phantom abdomen from four pairs, without a download."""
+    from .demo import run_demo
+
+    rows = run_demo(out, lambda text: log_console.print(f"[dim]{text}"))
+    if as_json:
+        _print_json({"rows": rows, "out": str(out)})
+        return
+    table = Table("target", "class", "Dice", "mean label", "seconds")
+    for row in rows:
+        table.add_row(
+            row["target"], row["class"], f"{row['dice']:.3f}",
+            f"{row['mean_label_dice']:.3f}", f"{row['seconds']:.1f}",
+        )  # fmt: skip
+    out_console.print(table)
+    out_console.print(f"written to {out}/: predictions, previews, manifest.json")
+
+
+@app.command()
+def predict(
+    targets: Targets,
+    images: Images,
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
+    context_size: ContextSize = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many cases.")] = None,
+    classes: ClassesText = None,
+    model: Model = "medverse-tiny",
+    device: Device = "auto",
+    align: AlignText = "box",
+    task: TaskText = "segmentation",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Predict scans from labelled ones; with known labels, the Dice is told too."""
+    from .cohort import mean_scores, plan_cohort, predict_cohort
+    from .io import check_writable
+    from .session import ICLSession
+
+    wanted = parse_classes(classes)
+    check_writable(out / "predictions.json")
+    plan = plan_cohort(targets, images, labels, context_size=context_size, limit=limit, seed=seed)
+    session = ICLSession(model, task=task, device=device, align=align)
+    session.add_context_folder(images, labels, names=plan.context)
+    session.resolve(wanted)
+    with _progress(len(plan.cases)) as advance:
+        rows = predict_cohort(session, plan.cases, out, classes=wanted, on_progress=advance)
+    summary = {"context": plan.context, "mean": mean_scores(rows), "cases": rows}
+    _write_json(out / "predictions.json", summary)
+    failed = [row for row in rows if "error" in row]
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_cases(rows, summary["mean"], out)
+    for row in failed:
+        log_console.print(f"[red]{row['case']}: {row['error']}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1 if len(failed) < len(rows) else 2)
+
+
+@app.command()
+def check(
+    images: Images,
+    labels: Labels,
+    target: Annotated[Path | None, typer.Argument(help="The scan to be predicted.")] = None,
+    align: AlignText = "box",
+    task: TaskText = "segmentation",
+    as_json: Json = False,
+) -> None:
+    """Ask the context doctor about a folder of pairs and, if given, a target."""
+    from .context import ContextSet, find_pairs, make_pair
+    from .evaluation.doctor import examine
+    from .io import read_volume
+
+    context = ContextSet()
+    for name, (image, label) in find_pairs(images, labels).items():
+        context.add(make_pair(image, label, name=name, task=task))
+    report = examine(context.pairs, None if target is None else read_volume(target), align)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        _print_report(report, len(context))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    volume: Annotated[Path, typer.Argument(help="A scan or label.")], as_json: Json = False
+) -> None:
+    """Tell a volume's shape, spacing, orientation and intensities."""
+    from .geometry import orientation_of
+    from .io import read_volume
+    from .volume import grid_of, values_of
+
+    scan = read_volume(volume)
+    grid, values = grid_of(scan), values_of(scan)
+    facts = {
+        "name": scan.name,
+        "shape": list(grid.shape),
+        "spacing_mm": [round(s, 4) for s in grid.spacing_mm],
+        "orientation": orientation_of(grid.affine),
+        "affine": grid.affine.round(4).tolist(),
+        "dtype": str(values.dtype),
+        "minimum": float(values.min()),
+        "maximum": float(values.max()),
+        "changes": list(scan.attrs.get("changes", [])),
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        out_console.print(f"{key:12} {value}", highlight=False)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that ship with the package."""
+    from .model.registry import available_models
+
+    cards = available_models()
+    if as_json:
+        _print_json(cards)
+        return
+    for card in cards:
+        out_console.print(f"[bold]{card['name']}[/]  {card['summary']}", highlight=False)
+        for key in ("parameters", "window", "licence", "training_data", "limits"):
+            out_console.print(f"  {key:14} {card[key]}", highlight=False)
+
+
+@app.command()
+def train() -> None:
+    """Train a model (comes with the training issue)."""
+    raise NotBuiltYet(
+        "train comes with the training issue; the first script is python -m medverse_nb.training.tiny"
+    )
+
+
+@app.command()
+def evaluate() -> None:
+    """Evaluate a model (comes with the evidence issue)."""
+    raise NotBuiltYet("evaluate comes with the evidence issue; see benchmarks/")
+
+
+@app.command(name="app")
+def serve_app() -> None:
+    """Serve the notebook app (comes with the explorers issue)."""
+    raise NotBuiltYet("the app comes with the explorers issue")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error of ours is one line and an exit code."""
+    warnings.showwarning = _show_warning
+    try:
+        code = app(arguments, standalone_mode=False)
+    except NotBuiltYet as error:
+        _stop(str(error), 3)
+    except MedverseError as error:
+        _stop(str(error), 2)
+    except UsageError as error:
+        _stop(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("interrupted; finished cases are kept, nothing is half-written", 130)
+    sys.exit(code)
+
+
+def _stop(message: str, code: int) -> None:
+    log_console.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    log_console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _write_json(path: Path, value: object) -> None:
+    from .io import write_atomically
+
+    text = json.dumps(value, indent=2)
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=log_console, transient=True) as bar:
+        shown = bar.add_task("", total=count)
+        yield lambda name, done, _: bar.update(shown, description=name, completed=done)
+
+
+def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]], out: Path) -> None:
+    table = Table("case", "class", "millilitres", "Dice", "mean label", "seconds")
+    for row in rows:
+        scores = {score["class"]: score for score in row.get("score") or []}
+        for entry in row.get("statistics", []):
+            score = scores.get(entry["class"], {})
+            table.add_row(
+                row["case"], entry["class"], f"{entry['millilitres']:.2f}",
+                _number(score.get("dice")), _number(score.get("mean_label_dice")),
+                f"{row['seconds']:.1f}",
+            )  # fmt: skip
+    out_console.print(table)
+    for name, mean in means.items():
+        told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in mean.items())
+        out_console.print(f"mean of {name}: {told}", highlight=False)
+    out_console.print(f"written to {out}/", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _print_report(report: Report, pairs: int) -> None:
+    out_console.print(f"{pairs} pairs", highlight=False)
+    if not report.findings:
+        out_console.print("nothing found: the context looks sound")
+        return
+    table = Table("severity", "code", "pair", "evidence", "remedy")
+    for finding in report.findings:
+        table.add_row(
+            finding.severity, finding.code, finding.pair, finding.evidence, finding.remedy
+        )
+    out_console.print(table)

@@ -1,0 +1,133 @@
+"""From folders to results: which cases serve as context, which are predicted, what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .classes import Classes
+from .context import case_name, find_pairs, list_volumes
+from .errors import ContextError, InputError, MedverseError
+from .session import ICLSession
+
+CaseProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to predict; `truth` where its label is known."""
+
+    name: str
+    image: Path
+    truth: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Names of the context pairs, and the cases to predict: never one of them."""
+
+    context: list[str]
+    cases: list[Case]
+
+
+def plan_cohort(
+    targets: Sequence[Path],
+    images: Path,
+    labels: Path,
+    *,
+    context_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Choose the context by seed, then the cases; a case is never its own context.
+
+    Parameters
+    ----------
+    targets : files, folders, or both. A file named here is kept out of the context.
+    images, labels : the labelled folders in nnU-Net layout.
+    context_size : L; None takes every labelled case that is not a target.
+    limit : at most so many cases, in name order.
+
+    Raises
+    ------
+    ContextError : too few labelled cases, or no case left to predict.
+    InputError : a target that is not there, a size below one.
+    """
+    for option, value in (("context_size", context_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} must be at least 1, got {value}")
+    pairs = find_pairs(images, labels)
+    files: dict[str, Path] = {}
+    explicit: set[str] = set()
+    for target in targets:
+        if target.is_dir():
+            files |= {case_name(path): path for path in list_volumes(target)}
+        else:
+            files[case_name(target)] = target
+            explicit.add(case_name(target))
+    pool = [name for name in pairs if name not in explicit]
+    if context_size is None:
+        context = [name for name in pool if name not in files] or pool
+    else:
+        if len(pool) < context_size:
+            raise ContextError(
+                f"{len(pool)} labelled cases in {images} can serve as context, {context_size} wanted"
+            )
+        order = np.random.default_rng(seed).permutation(len(pool))[:context_size]
+        context = sorted(pool[int(index)] for index in order)
+    if not context:
+        raise ContextError(f"every labelled case in {images} is a target; none is left as context")
+    left = [name for name in sorted(files) if name not in context]
+    if not left:
+        raise ContextError("no case is left to predict: all targets serve as context")
+    cases = [Case(n, files[n], pairs[n][1] if n in pairs else None) for n in left[:limit]]
+    return Plan(context, cases)
+
+
+def predict_cohort(
+    session: ICLSession,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    classes: Classes = None,
+    on_progress: CaseProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Predict and write every case; a bad case is reported in its row and the rest go on.
+
+    Returns one row a case: name, output, seconds, Dice by class where the truth is known,
+    or the error.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, case in enumerate(cases):
+        if on_progress:
+            on_progress(case.name, number, len(cases))
+        try:
+            prediction = session.predict(case.image, classes=classes, truth=case.truth)
+            written = prediction.write(out / f"{case.name}.nii.gz")
+        except MedverseError as error:
+            rows.append({"case": case.name, "error": str(error)})
+            continue
+        row = {"case": case.name, "output": str(written), **prediction.to_dict()}
+        row["seconds"] = prediction.manifest["seconds"]
+        rows.append(row)
+    if on_progress:
+        on_progress("", len(cases), len(cases))
+    return rows
+
+
+def mean_scores(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the mean of every score column by class, over the rows that have one."""
+    sums: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for score in row.get("score") or []:
+            for column, value in score.items():
+                if column != "class" and value is not None:
+                    sums.setdefault(score["class"], {}).setdefault(column, []).append(value)
+    return {
+        name: {column: float(np.mean(values)) for column, values in columns.items()}
+        for name, columns in sums.items()
+    }

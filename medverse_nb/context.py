@@ -1,0 +1,299 @@
+"""The context: image-label pairs of other subjects, checked when they come in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .classes import ClassTable, read_class_table
+from .errors import ContextError, InputError
+from .geometry import Align, Grid
+from .intensity import IntensityScale, quantile_scale
+from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
+from .placement import CanonicalVolume, place
+from .resampling import FloatArray
+from .volume import affine_of, make_volume, values_of
+
+Task = Literal["segmentation", "image"]
+INTEGER_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ContextPair:
+    """One labelled volume: image and label on the image's grid.
+
+    Made by `make_pair`, which checks them; `changes` says what it changed.
+    """
+
+    name: str
+    image: xr.DataArray
+    label: xr.DataArray
+    task: Task
+    changes: tuple[str, ...] = ()
+
+    @cached_property
+    def canonical_image(self) -> CanonicalVolume:
+        """The image in canonical axis order, scaled to [0, 1]."""
+        volume = CanonicalVolume.of(self.image)
+        return CanonicalVolume(
+            quantile_scale(volume.array).apply(volume.array), volume.grid, volume.reorientation
+        )
+
+    @cached_property
+    def canonical_label(self) -> CanonicalVolume:
+        """The label in canonical axis order, in its own values."""
+        return CanonicalVolume.of(self.label)
+
+    @cached_property
+    def label_scale(self) -> IntensityScale:
+        """The intensity scale of an image label."""
+        return quantile_scale(values_of(self.label))
+
+    @cached_property
+    def values(self) -> tuple[int, ...]:
+        """Nonzero label values, sorted; empty for image tasks."""
+        if self.task == "image":
+            return ()
+        return tuple(int(v) for v in np.unique(values_of(self.label)) if v != 0)
+
+    @cached_property
+    def image_hash(self) -> str:
+        """Content hash of the image alone, equal for any storage orientation."""
+        volume = CanonicalVolume.of(self.image)
+        return content_hash(volume.array, volume.grid)
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash of image and label."""
+        label = self.canonical_label
+        both = self.image_hash + content_hash(label.array, label.grid)
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def place_image(self, target: Grid, align: Align) -> FloatArray:
+        """Return the scaled image on the target's canonical grid."""
+        return place(self.canonical_image.array, self.canonical_image.grid, target, align)
+
+    def place_label(
+        self, target: Grid, align: Align, values: Sequence[int] | None = None
+    ) -> FloatArray:
+        """Return the soft mask of these label values, or the scaled label of an image task."""
+        label = self.canonical_label
+        if values is None:
+            array: NDArray[Any] = self.label_scale.apply(label.array)
+        else:
+            array = np.isin(label.array, list(values)).astype(np.float32)
+        return place(array, label.grid, target, align)
+
+
+def content_hash(array: NDArray[Any], grid: Grid) -> str:
+    """Return the SHA-256 of voxel values (as float32), shape and affine."""
+    digest = hashlib.sha256(json.dumps([array.shape, grid.affine.round(4).tolist()]).encode())
+    digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def make_pair(
+    image: Source,
+    label: Source,
+    *,
+    name: str,
+    task: Task = "segmentation",
+    affine: Any = None,
+    label_threshold: float | None = None,
+) -> ContextPair:
+    """Read and check one pair.
+
+    Parameters
+    ----------
+    affine : for arrays and `.npy`; used for image and label.
+    label_threshold : turns a fractional label into a mask of what exceeds it.
+
+    Raises
+    ------
+    InputError : a volume that cannot be read.
+    ContextError : label of another shape than its image, fractional or negative values.
+    """
+    image_volume = read_volume(image, affine if _takes_affine(image) else None)
+    label_volume = read_volume(label, _label_affine(label, affine, image_volume))
+    changes = [*image_volume.attrs.get("changes", ()), *label_volume.attrs.get("changes", ())]
+    values, change = _on_image_grid(label_volume, image_volume, name)
+    if change:
+        changes.append(change)
+        warnings.warn(f"context pair {name!r}: {change}", VolumeWarning, stacklevel=3)
+    if task == "segmentation":
+        values = _integer_labels(values, name, label_threshold)
+    placed = make_volume(values, affine_of(image_volume), name=label_volume.name)
+    return ContextPair(name, image_volume, placed, task, tuple(changes))
+
+
+def _takes_affine(source: Source) -> bool:
+    if isinstance(source, np.ndarray):
+        return True
+    return not hasattr(source, "affine") and str(source).lower().endswith(".npy")
+
+
+def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
+    """An array label without an affine lies on its image's grid."""
+    if isinstance(label, np.ndarray) and affine is None:
+        return affine_of(image)
+    return affine if _takes_affine(label) else None
+
+
+def _on_image_grid(
+    label: xr.DataArray, image: xr.DataArray, name: str
+) -> tuple[NDArray[Any], str | None]:
+    """Return the label's voxels in the image's axis order, and what had to be assumed."""
+    ours, theirs = CanonicalVolume.of(image), CanonicalVolume.of(label)
+    if ours.grid.shape == theirs.grid.shape and np.allclose(
+        ours.grid.affine, theirs.grid.affine, atol=1e-2
+    ):
+        return np.ascontiguousarray(ours.reorientation.undo(theirs.array)), None
+    if label.shape == image.shape:
+        return values_of(label), (
+            "the label's affine differs from its image's; its voxels were taken in the image's order"
+        )
+    raise ContextError(
+        f"context pair {name!r}: label has shape {label.shape}, its image {image.shape}; "
+        "resample the label onto its image first"
+    )
+
+
+def _integer_labels(
+    values: NDArray[Any], name: str, label_threshold: float | None
+) -> NDArray[np.int32]:
+    if label_threshold is not None:
+        return (values > label_threshold).astype(np.int32)
+    rounded = np.rint(values)
+    if values.dtype.kind == "f":
+        off = np.abs(values - rounded) > INTEGER_TOLERANCE
+        if off.any():
+            shown = ", ".join(f"{v:.3g}" for v in np.unique(values[off])[:3])
+            raise ContextError(
+                f"context pair {name!r}: label has fractional values ({shown}, ...); pass "
+                'label_threshold=0.5 or task="image"'
+            )
+    if float(rounded.min()) < 0 or float(rounded.max()) > 2**31 - 1:
+        raise ContextError(
+            f"context pair {name!r}: label values reach from {rounded.min():g} to "
+            f"{rounded.max():g}; class values must be 0 (background) or positive"
+        )
+    return rounded.astype(np.int32)
+
+
+@dataclass
+class ContextSet:
+    """An ordered set of pairs with unique names, and the class table they came with."""
+
+    pairs: list[ContextPair] = field(default_factory=list)
+    table: ClassTable = field(default_factory=ClassTable)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[ContextPair]:
+        return iter(self.pairs)
+
+    def __getitem__(self, name: str) -> ContextPair:
+        for pair in self.pairs:
+            if pair.name == name:
+                return pair
+        raise ContextError(f"no context pair is called {name!r}; there are {self.names}")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the pairs, in order."""
+        return [pair.name for pair in self.pairs]
+
+    @property
+    def values(self) -> list[int]:
+        """Nonzero label values found in any pair, sorted."""
+        return sorted({value for pair in self.pairs for value in pair.values})
+
+    def add(self, *pairs: ContextPair) -> None:
+        """Append pairs; a name that is taken adds none of them."""
+        names = [pair.name for pair in pairs]
+        taken = sorted({name for name in names if name in self.names or names.count(name) > 1})
+        if taken:
+            raise ContextError(f"context pairs need names of their own; taken: {taken}")
+        self.pairs.extend(pairs)
+
+    def remove(self, name: str) -> ContextPair:
+        """Take a pair out and return it."""
+        pair = self[name]
+        self.pairs.remove(pair)
+        return pair
+
+
+def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, Path]]:
+    """Match the images and labels of an nnU-Net folder: case name to (image, label).
+
+    `imagesTr/CASE_0000.nii.gz` goes with `labelsTr/CASE.nii.gz`; names without a channel
+    suffix go with labels of the same name.
+
+    Raises
+    ------
+    ContextError : a missing or empty folder, a second channel, an image or label alone.
+    """
+    image_files = {_case_name(path): path for path in list_volumes(images)}
+    label_files = {stem_of(path): path for path in list_volumes(labels)}
+    alone = sorted(set(image_files) ^ set(label_files))
+    if alone:
+        raise ContextError(
+            f"{len(alone)} cases have an image or a label only: {', '.join(alone[:5])}"
+            f"{', ...' if len(alone) > 5 else ''} ({images}, {labels})"
+        )
+    return {name: (image_files[name], label_files[name]) for name in sorted(image_files)}
+
+
+def list_volumes(folder: str | Path) -> list[Path]:
+    """Return the NIfTI files of a folder, sorted; hidden files are passed over."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ContextError(f"no such folder: {folder}")
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
+    ]
+    if not files:
+        raise ContextError(f"no NIfTI file in {folder}")
+    return files
+
+
+def _case_name(path: Path) -> str:
+    stem = stem_of(path)
+    head, _, channel = stem.rpartition("_")
+    if head and len(channel) == 4 and channel.isdigit():
+        if channel != "0000":
+            raise ContextError(
+                f"{path}: is channel {channel}; one channel is used, keep the *_0000 files"
+            )
+        return head
+    return stem
+
+
+def case_name(path: str | Path) -> str:
+    """Return an image file's case name: no extension, no `_0000`."""
+    return _case_name(Path(path))
+
+
+def find_class_table(*folders: str | Path) -> ClassTable | None:
+    """Read `dataset.json` in one of these folders or beside them, if there is one."""
+    for folder in folders:
+        for place_ in (Path(folder), Path(folder).parent):
+            if (place_ / "dataset.json").is_file():
+                try:
+                    return read_class_table(place_ / "dataset.json")
+                except InputError as error:
+                    warnings.warn(str(error), VolumeWarning, stacklevel=3)
+    return None

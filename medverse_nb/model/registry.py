@@ -1,0 +1,112 @@
+"""Models by name: what ships with the package, and where a network runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError, WeightsError
+from .network import ICLNetwork
+from .weights import load_network
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+
+
+def available_models() -> list[dict[str, Any]]:
+    """Return the card of every shipped model: name, file, licence, data, limits."""
+    cards = []
+    for path in sorted(SHIPPED.glob("*.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        cards.append({**card, "path": str(path.with_suffix(".safetensors"))})
+    return cards
+
+
+def find_weights(source: str | Path) -> Path:
+    """Return the weights file behind a registry name or a path.
+
+    Raises
+    ------
+    WeightsError : neither a shipped model nor an existing file.
+    """
+    names = [card["name"] for card in available_models()]
+    if str(source) in names:
+        return SHIPPED / f"{source}.safetensors"
+    path = Path(source)
+    if not path.is_file():
+        raise WeightsError(
+            f"no model {str(source)!r}: not one of {names} and not a file; give a path to "
+            ".safetensors or a released .ckpt"
+        )
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise WeightsError(f"{path}: weights are .safetensors or a released .ckpt")
+    return path
+
+
+def load_model(source: str | Path, device: str = "auto") -> ICLNetwork:
+    """Load a network by registry name or from a file, ready to predict.
+
+    Parameters
+    ----------
+    source : a name of `available_models`, or a path to `.safetensors` or a released `.ckpt`.
+    device : "auto" (cuda, then mps, then cpu), or a torch device.
+
+    Raises
+    ------
+    WeightsError : unknown, damaged or unsafe weights, or another architecture.
+    InputError : a device this machine lacks.
+    """
+    return load_network(find_weights(source), choose_device(device))
+
+
+def choose_device(device: str) -> torch.device:
+    """Return a usable device; "auto" takes the best there is.
+
+    MPS is taken for "auto" only where a small convolution agrees with the CPU.
+    """
+    if device == "auto":
+        return next(_usable_devices())
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            f'device={device!r} is not "auto", "cpu", "cuda", "cuda:N" or "mps"'
+        ) from error
+    missing = (chosen.type == "cuda" and not torch.cuda.is_available()) or (
+        chosen.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise InputError(f'device={device!r} is not there on this machine; use device="auto"')
+    return chosen
+
+
+def _usable_devices() -> Iterator[torch.device]:
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+    if torch.backends.mps.is_available() and _agrees_with_cpu(torch.device("mps")):
+        yield torch.device("mps")
+    yield torch.device("cpu")
+
+
+def _agrees_with_cpu(device: torch.device) -> bool:
+    probe = torch.linspace(-1, 1, 2 * 16**3).view(1, 2, 16, 16, 16)
+    kernel = torch.linspace(-1, 1, 2 * 2 * 27).view(2, 2, 3, 3, 3)
+    expected = torch.nn.functional.conv3d(probe, kernel)
+    try:
+        got = torch.nn.functional.conv3d(probe.to(device), kernel.to(device)).cpu()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return torch.allclose(expected, got, atol=1e-3)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 runs in hardware on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

@@ -1,0 +1,180 @@
+"""What a session answers: masks and probabilities on the target's own grid."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from .classes import ClassSpec
+from .errors import InputError, NotBuiltYet
+from .io import check_output, check_writable, stem_of, write_atomically, write_volume
+from .volume import affine_of, values_of
+
+if TYPE_CHECKING:
+    from .inference.windows import Window
+
+
+@dataclass(frozen=True)
+class PredictionStep:
+    """One scale of a recorded run, of one class.
+
+    `image` (x, y, z) and `prediction` (x, y, z) lie in canonical axis order at the
+    scale's resolution, with an affine of their own.
+    """
+
+    scale: int
+    class_name: str
+    image: xr.DataArray
+    prediction: xr.DataArray
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one target, on the target's grid and in its axis order.
+
+    Parameters
+    ----------
+    target : (x, y, z) the scan as it was read.
+    classes : what the numbers in `mask` mean; empty for an image task.
+    probability : (class, x, y, z) float32 in [0, 1], or None for an image task.
+    image : (x, y, z) float32 in the context labels' units, or None for segmentation.
+    manifest : versions, hashes, settings, timings and what was changed; plain JSON values.
+    steps : one entry for each scale and class where the run was recorded, else empty.
+    score : one row a class where a truth was given, else None.
+    """
+
+    target: xr.DataArray
+    classes: tuple[ClassSpec, ...]
+    probability: xr.DataArray | None
+    image: xr.DataArray | None
+    manifest: dict[str, Any]
+    steps: tuple[PredictionStep, ...] = ()
+    warnings: tuple[str, ...] = ()
+    score: pd.DataFrame | None = None
+    trust: None = None
+    recorded: bool = False
+    _edited: xr.DataArray | None = field(default=None, repr=False)
+
+    @cached_property
+    def mask(self) -> xr.DataArray:
+        """Integer mask (x, y, z): the likeliest class, background where none exceeds 0.5."""
+        if self.probability is None:
+            raise InputError("an image task has no mask; its answer is .image")
+        best = self.probability.max("class") > 0.5
+        index = self.probability.argmax("class")
+        numbers = np.array([spec.number for spec in self.classes])
+        dtype = (
+            np.uint8 if numbers.max() < 256 else np.uint16 if numbers.max() < 65536 else np.int32
+        )
+        mask = (best * xr.DataArray(numbers[index.values], dims=index.dims)).astype(dtype)
+        return mask.rename("mask").assign_attrs(self.target.attrs)
+
+    @property
+    def answer(self) -> xr.DataArray:
+        """`mask`, or `image` for an image task."""
+        return self.mask if self.image is None else self.image
+
+    @property
+    def attention(self) -> None:
+        """None unless recorded; the recorder is still owed by its issue."""
+        if self.recorded:
+            raise NotBuiltYet("attention maps come with the explorers issue")
+
+    @cached_property
+    def statistics(self) -> pd.DataFrame:
+        """Voxels, millilitres, mean and spread of the target's intensity, one row a class."""
+        voxel_ml = abs(np.linalg.det(affine_of(self.target)[:3, :3])) / 1000
+        scan = values_of(self.target).astype(np.float64)
+        rows = []
+        for spec in self.classes:
+            inside = scan[values_of(self.mask) == spec.number]
+            rows.append(
+                {
+                    "class": spec.name,
+                    "number": spec.number,
+                    "voxels": inside.size,
+                    "millilitres": round(inside.size * voxel_ml, 3),
+                    "mean": float(inside.mean()) if inside.size else float("nan"),
+                    "spread": float(inside.std()) if inside.size else float("nan"),
+                }
+            )
+        columns = ["class", "number", "voxels", "millilitres", "mean", "spread"]
+        return pd.DataFrame(rows, columns=columns).set_index("class")
+
+    def write(self, path: str | Path) -> Path:
+        """Write the answer on the target file's own grid, and `NAME.json` beside it.
+
+        The JSON sidecar holds class names and colours, statistics and the manifest.
+
+        Raises
+        ------
+        OutputError : the place cannot be written; nothing is left there.
+        """
+        path = check_output(path)
+        sidecar = check_writable(path.with_name(stem_of(path) + ".json"))
+        written = write_volume(self.answer, path)
+        text = json.dumps(self.to_dict(), indent=2)
+        write_atomically(sidecar, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return written
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return classes, statistics, score and manifest as plain JSON values."""
+        return {
+            "classes": [spec.to_dict() for spec in self.classes],
+            "statistics": _records(self.statistics),
+            "score": None if self.score is None else _records(self.score),
+            "warnings": list(self.warnings),
+            "manifest": self.manifest,
+        }
+
+    def picture(self) -> bytes:
+        """Return a PNG: three planes of the scan with the answer over it."""
+        from .ui.static import three_planes, to_png
+
+        name = str(self.target.name or "target")
+        if self.image is not None:
+            return to_png(three_planes(self.image, title=f"{name}: answer"))
+        return to_png(three_planes(self.target, self.mask, self.classes, title=name))
+
+    def view(self) -> None:
+        """Look at the answer in a viewer."""
+        raise NotBuiltYet("view() comes with the explorers issue; .picture() gives a PNG now")
+
+    def explore_steps(self) -> None:
+        """Scrub through the scales."""
+        raise NotBuiltYet("explore_steps() comes with the explorers issue; see .steps")
+
+    def explore_attention(self) -> None:
+        """See where a block looked."""
+        raise NotBuiltYet("explore_attention() comes with the explorers issue")
+
+    def __repr__(self) -> str:
+        what = ", ".join(spec.name for spec in self.classes) or "image"
+        return f"<Prediction of {self.target.name}: {what}, {tuple(self.target.shape)}>"
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.picture()).decode("ascii")
+        alt = escape(f"three planes of {self.target.name} with the prediction")
+        parts = [f'<img alt="{alt}" src="data:image/png;base64,{picture}"/>']
+        if self.classes:
+            parts.append(self.statistics.to_html(float_format="{:.4g}".format))
+        if self.score is not None:
+            parts.append(self.score.to_html(float_format="{:.3f}".format))
+        parts += [f"<p><b>Warning:</b> {escape(text)}</p>" for text in self.warnings]
+        return "\n".join(parts)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as JSON values; what is not a number becomes null."""
+    records: list[dict[str, Any]] = json.loads(table.reset_index().to_json(orient="records"))
+    return records

@@ -1,0 +1,478 @@
+"""`ICLSession`: a model, a context and a target, joined; no algorithm of its own."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from .classes import Classes, ClassSpec, read_class_table, resolve_classes
+from .context import (
+    ContextPair,
+    ContextSet,
+    Task,
+    find_class_table,
+    find_pairs,
+    make_pair,
+)
+from .errors import ContextError, InputError, NotBuiltYet
+from .evaluation.baselines import mean_label
+from .evaluation.doctor import Report, examine
+from .evaluation.metrics import dice, psnr
+from .geometry import ALIGNS, Align, Grid
+from .inference.autoregressive import Settings, Step, run
+from .inference.runner import Precision
+from .intensity import IntensityScale, quantile_scale
+from .io import Source, VolumeWarning, read_volume, stem_of
+from .model.registry import find_weights, has_fast_bfloat16, load_model
+from .model.weights import weights_hash
+from .placement import CanonicalVolume
+from .prediction import Prediction, PredictionStep
+from .resampling import FloatArray
+from .volume import make_volume, values_of
+
+Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
+MANIFEST_PACKAGES = ("medverse_nb", "torch", "numpy", "nibabel", "monai")
+
+
+class ICLSession:
+    """Segment or transform scans from a handful of examples, without training.
+
+    Parameters
+    ----------
+    model : a name of `available_models`, or a path to `.safetensors` or a released `.ckpt`.
+    task : "segmentation" (integer labels) or "image" (labels are images).
+    device : "auto", "cpu", "cuda", "cuda:N" or "mps".
+    precision : "auto" (bfloat16 where the hardware has it), "float32" or "bfloat16".
+    align : how a pair is placed on the target: "box", "center" or "world".
+    client : a Dask client; still owed by the engine issue.
+
+    Raises
+    ------
+    WeightsError : no such model, or weights that cannot be loaded.
+    InputError : an unknown setting.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "medverse-tiny",
+        *,
+        task: Task = "segmentation",
+        device: str = "auto",
+        precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        align: Align = "box",
+        client: Any = None,
+    ) -> None:
+        if client is not None:
+            raise NotBuiltYet("client= comes with the engine issue")
+        for name, value, allowed in (
+            ("task", task, ("segmentation", "image")),
+            ("align", align, ALIGNS),
+            ("precision", precision, ("auto", "float32", "bfloat16", "float16")),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name}={value!r} is not one of {allowed}")
+        self.model_name = str(model)
+        self.weights_hash = weights_hash(find_weights(model))
+        self.network = load_model(model, device)
+        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.device = next(self.network.parameters()).device
+        self.precision: Precision = self._choose_precision(precision)
+        self.task: Task = task
+        self.align: Align = align
+        self.context = ContextSet()
+        self.last: Prediction | None = None
+
+    def add_context(
+        self,
+        image: Source,
+        label: Source,
+        *,
+        name: str | None = None,
+        affine: Any = None,
+        label_threshold: float | None = None,
+    ) -> ContextPair:
+        """Add one labelled volume; nothing is added if it cannot be used.
+
+        Parameters
+        ----------
+        image, label : path, nibabel image, `DataArray` or array; one grid.
+        affine : for arrays and `.npy`.
+        label_threshold : turns a fractional label into a mask of what exceeds it.
+
+        Raises
+        ------
+        InputError, ContextError : unreadable, of different shapes, fractional labels, or a
+            name that is taken.
+        """
+        pair = make_pair(
+            image,
+            label,
+            name=name or self._free_name(image),
+            task=self.task,
+            affine=affine,
+            label_threshold=label_threshold,
+        )
+        self.context.add(pair)
+        return pair
+
+    def add_context_folder(
+        self,
+        images: str | Path,
+        labels: str | Path,
+        *,
+        names: list[str] | None = None,
+        label_threshold: float | None = None,
+    ) -> list[ContextPair]:
+        """Add the pairs of an nnU-Net folder, all of them or only `names`.
+
+        Class names come from a `dataset.json` in or beside the folders. Nothing is added
+        if one of the pairs cannot be used.
+
+        Raises
+        ------
+        ContextError : no folder, unmatched names, or a pair that cannot be used.
+        """
+        found = find_pairs(images, labels)
+        missing = sorted(set(names or ()) - set(found))
+        if missing:
+            raise ContextError(f"no such cases in {images}: {missing}")
+        pairs = [
+            make_pair(*found[name], name=name, task=self.task, label_threshold=label_threshold)
+            for name in (names or found)
+        ]
+        self.context.add(*pairs)
+        if table := find_class_table(labels, images):
+            self.context.table.update(table)
+        return pairs
+
+    def read_class_names(self, path: str | Path) -> None:
+        """Take class names and colours from `dataset.json`, a FreeSurfer or ITK-SNAP table."""
+        self.context.table.update(read_class_table(path))
+
+    def check(self, target: Source | None = None) -> Report:
+        """Ask the context doctor, before anything runs.
+
+        Raises
+        ------
+        InputError : a target that cannot be read.
+        """
+        volume = None if target is None else read_volume(target)
+        return examine(self.context.pairs, volume, self.align)
+
+    def resolve(self, classes: Classes) -> list[ClassSpec]:
+        """Return what a request for classes means with this context; empty for an image task.
+
+        Raises
+        ------
+        ContextError : no foreground, or a class that no pair has.
+        InputError : a malformed request.
+        """
+        if self.task == "image":
+            if classes is not None:
+                raise InputError(
+                    'classes= is for task="segmentation"; this session transforms images'
+                )
+            return []
+        return resolve_classes(classes, self.context.values, self.context.table)
+
+    def predict(
+        self,
+        target: Source,
+        *,
+        classes: Classes = None,
+        record: bool = False,
+        truth: Source | None = None,
+        trust: str = "off",
+        affine: Any = None,
+        on_progress: Progress | None = None,
+    ) -> Prediction:
+        """Predict the label of one scan, on the scan's own grid.
+
+        Parameters
+        ----------
+        target : path, nibabel image, `DataArray` or array.
+        classes : None for every value in the context; `[1, 2]` keeps those values;
+            `{"hippocampus": (1, 2)}` names a union.
+        record : keep every scale in `.steps`.
+        truth : the known label; fills `.score` with Dice (or PSNR) beside the mean label's.
+        trust : "off"; the trust score is still owed by its issue.
+        affine : for arrays and `.npy`.
+        on_progress : called with what is being done, windows done, and of how many.
+
+        Raises
+        ------
+        InputError : a target or truth that cannot be read.
+        ContextError : no pairs, no foreground, or a class that no pair has.
+
+        Source: Medverse Eqs. 2-4 through `predict_array`.
+        """
+        if trust != "off":
+            raise NotBuiltYet(f"trust={trust!r} comes with the trust issue")
+        if not len(self.context):
+            raise ContextError("the session has no context; add_context a labelled pair first")
+        specs = self.resolve(classes)
+        started = time.perf_counter()
+        with _collected() as messages:
+            volume = read_volume(target, affine)
+            known = None if truth is None else self._read_truth(truth, volume)
+            canonical = CanonicalVolume.of(volume)
+            scale = quantile_scale(canonical.array)
+            messages += self._missing_class_warnings(specs)
+            runs = self._run_all(canonical, scale, specs, on_progress)
+        seconds = time.perf_counter() - started
+        answers = [steps[-1].prediction for steps in runs]
+        probability, image = self._on_target_grid(answers, volume, canonical, specs)
+        prediction = Prediction(
+            target=volume,
+            classes=tuple(specs),
+            probability=probability,
+            image=image,
+            manifest=self._manifest(volume, canonical, specs, scale, runs, seconds),
+            steps=_recorded(runs, specs, canonical.grid) if record else (),
+            warnings=tuple(dict.fromkeys(messages)),
+            recorded=record,
+        )
+        if known is not None:
+            score = self._score(prediction, known, canonical)
+            prediction = _with_score(prediction, score)
+        self.last = prediction
+        return prediction
+
+    def accept(
+        self, prediction: Prediction | None = None, mask: Source | None = None
+    ) -> ContextPair:
+        """Make a prediction, or its corrected mask, a context pair.
+
+        Parameters
+        ----------
+        prediction : None for the last one.
+        mask : the corrected mask (or image) on the target's grid; None for the answer as
+            it is.
+
+        Raises
+        ------
+        ContextError : nothing predicted yet, or a mask of another shape; nothing changes.
+        """
+        chosen = prediction or self.last
+        if chosen is None:
+            raise ContextError("nothing to accept: predict first")
+        label = chosen.answer if mask is None else mask
+        if isinstance(label, np.ndarray) and label.shape != chosen.target.shape:
+            raise ContextError(
+                f"the mask has shape {label.shape}, the target {tuple(chosen.target.shape)}"
+            )
+        return self.add_context(chosen.target, label, name=self._free_name(chosen.target))
+
+    def save(self, path: str | Path) -> None:
+        """Write the session as a bank; still owed by the explorers issue."""
+        raise NotBuiltYet("save() comes with the explorers issue")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ICLSession:
+        """Read a bank; still owed by the explorers issue."""
+        raise NotBuiltYet("load() comes with the explorers issue")
+
+    def explore_context(self) -> None:
+        """Open the context workbench; still owed by the explorers issue."""
+        raise NotBuiltYet("explore_context() comes with the explorers issue")
+
+    def __repr__(self) -> str:
+        return (
+            f"<ICLSession {self.model_name} on {self.device} in {self.precision}: "
+            f"{len(self.context)} pairs, values {self.context.values}>"
+        )
+
+    def _choose_precision(self, precision: str) -> Precision:
+        if precision == "auto":
+            return "bfloat16" if has_fast_bfloat16(self.device) else "float32"
+        if precision == "float16" and self.device.type == "cpu":
+            raise InputError('precision="float16" needs a GPU; use "bfloat16" or "float32"')
+        return precision  # type: ignore[return-value]
+
+    def _free_name(self, source: Source) -> str:
+        if isinstance(source, xr.DataArray):
+            stem = stem_of(str(source.name or "pair"))
+        elif hasattr(source, "get_filename"):
+            stem = stem_of(source.get_filename() or "pair")
+        else:
+            stem = "pair" if isinstance(source, np.ndarray) else stem_of(source)
+        name, number = stem, 2
+        while name in self.context.names:
+            name, number = f"{stem}-{number}", number + 1
+        return name
+
+    def _missing_class_warnings(self, specs: list[ClassSpec]) -> list[str]:
+        messages = []
+        for spec in specs:
+            without = [p.name for p in self.context if not set(p.values) & set(spec.values)]
+            if without:
+                messages.append(
+                    f"{spec.name}: {', '.join(without)} without it; taken as empty examples"
+                )
+        return messages
+
+    def _run_all(
+        self,
+        canonical: CanonicalVolume,
+        scale: IntensityScale,
+        specs: list[ClassSpec],
+        on_progress: Progress | None,
+    ) -> list[list[Step]]:
+        """Run the network once for each class, or once for an image task."""
+        target = scale.apply(canonical.array)
+        images = np.stack([p.place_image(canonical.grid, self.align) for p in self.context])
+        settings = Settings(precision=self.precision)
+        runs = []
+        for spec in specs or [None]:
+            values = None if spec is None else spec.values
+            labels = np.stack(
+                [p.place_label(canonical.grid, self.align, values) for p in self.context]
+            )
+            name = "image" if spec is None else spec.name
+
+            def report(scale_: int, scales: int, done: int, count: int, name: str = name) -> None:
+                if on_progress:
+                    on_progress(f"{name}, scale {scale_} of {scales}", done, count)
+
+            runs.append(run(self.network, target, images, labels, settings, on_progress=report))
+        return runs
+
+    def _on_target_grid(
+        self,
+        answers: list[FloatArray],
+        volume: xr.DataArray,
+        canonical: CanonicalVolume,
+        specs: list[ClassSpec],
+    ) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+        stacked = np.ascontiguousarray(canonical.reorientation.undo(np.stack(answers)))
+        if specs:
+            clipped = np.clip(stacked, 0, 1)
+            names = {"class": [spec.name for spec in specs]}
+            return _like(volume, clipped, "probability", names), None
+        scales = [pair.label_scale for pair in self.context]
+        back = IntensityScale(
+            float(np.median([s.low for s in scales])), float(np.median([s.high for s in scales]))
+        )
+        return None, _like(volume, back.invert(np.clip(stacked[0], 0, 1)), "image")
+
+    def _read_truth(self, truth: Source, target: xr.DataArray) -> NDArray[Any]:
+        """Return the truth's voxels in the target's axis order."""
+        pair = make_pair(target, truth, name="truth", task=self.task)
+        return values_of(pair.label)
+
+    def _score(
+        self, prediction: Prediction, truth: NDArray[Any], canonical: CanonicalVolume
+    ) -> pd.DataFrame:
+        """Score the answer and the mean label against the truth."""
+        pairs, grid, undo = self.context.pairs, canonical.grid, canonical.reorientation.undo
+        if prediction.image is not None:
+            score = psnr(values_of(prediction.image), truth)
+            return pd.DataFrame([{"class": "image", "psnr": score}]).set_index("class")
+        rows = []
+        for spec in prediction.classes:
+            inside = np.isin(truth, spec.values)
+            baseline = undo(mean_label(pairs, grid, self.align, spec.values)) > 0.5
+            rows.append(
+                {
+                    "class": spec.name,
+                    "dice": dice(values_of(prediction.mask) == spec.number, inside),
+                    "mean_label_dice": dice(baseline, inside),
+                }
+            )
+        return pd.DataFrame(rows).set_index("class")
+
+    def _manifest(
+        self,
+        volume: xr.DataArray,
+        canonical: CanonicalVolume,
+        specs: list[ClassSpec],
+        scale: IntensityScale,
+        runs: list[list[Step]],
+        seconds: float,
+    ) -> dict[str, Any]:
+        return {
+            "versions": {package: version(package) for package in MANIFEST_PACKAGES},
+            "model": {"name": self.model_name, "weights_sha256": self.weights_hash},
+            "context": [{"name": pair.name, "sha256": pair.hash} for pair in self.context],
+            "target": {
+                "name": str(volume.name),
+                "shape": list(volume.shape),
+                "spacing_mm": [round(s, 6) for s in canonical.grid.spacing_mm],
+                "intensity_scale": [scale.low, scale.high],
+            },
+            "settings": {
+                "task": self.task,
+                "align": self.align,
+                "device": str(self.device),
+                "precision": self.precision,
+                "scales": len(runs[0]),
+                "windows": [len(step.windows) for step in runs[0]],
+                "classes": [spec.to_dict() for spec in specs],
+            },
+            "changes": list(volume.attrs.get("changes", ())),
+            "seconds": round(seconds, 3),
+        }
+
+
+def _like(
+    volume: xr.DataArray, data: FloatArray, name: str, leading: dict[str, list[str]] | None = None
+) -> xr.DataArray:
+    """Wrap an array with the coordinates of a volume."""
+    lead = leading or {}
+    coords = {**{k: v for k, v in volume.coords.items()}, **lead}
+    attrs = {k: v for k, v in volume.attrs.items() if k.startswith("nifti")}
+    return xr.DataArray(data, coords=coords, dims=(*lead, *volume.dims), name=name, attrs=attrs)
+
+
+def _recorded(
+    runs: list[list[Step]], specs: list[ClassSpec], grid: Grid
+) -> tuple[PredictionStep, ...]:
+    """Give every scale of every class a geometry of its own."""
+    names = [spec.name for spec in specs] or ["image"]
+    recorded = []
+    for name, steps in zip(names, runs, strict=True):
+        for step in steps:
+            ratio = np.array(grid.shape) / np.array(step.image.shape)
+            shrink = np.diag([*ratio, 1.0])
+            shrink[:3, 3] = 0.5 * ratio - 0.5
+            affine = grid.affine @ shrink
+            recorded.append(
+                PredictionStep(
+                    step.scale,
+                    name,
+                    make_volume(step.image, affine, name="image"),
+                    make_volume(step.prediction, affine, name="prediction"),
+                    step.windows,
+                )
+            )
+    return tuple(recorded)
+
+
+def _with_score(prediction: Prediction, score: pd.DataFrame) -> Prediction:
+    from dataclasses import replace
+
+    return replace(prediction, score=score)
+
+
+@contextmanager
+def _collected() -> Iterator[list[str]]:
+    """Collect our volume warnings, to show them beside the answer, and still raise them."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VolumeWarning)
+        yield messages
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if issubclass(warning.category, VolumeWarning):
+            messages.append(str(warning.message))
