@@ -3,9 +3,9 @@
 
 PYTHON ?= python3
 # For `make train`: a folder of FreeSurfer label maps named training_seg_NN.nii.gz.
-LABEL_MAPS ?= $(or $(MEDVERSE_NB_SHARED),../shared)/data/brain_label_maps
+SHARED := $(or $(MEDVERSE_NB_SHARED),../shared)
+LABEL_MAPS ?= $(SHARED)/data/brain_label_maps
 TRAIN_ARGS ?=
-BENCHMARK_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -34,8 +34,10 @@ lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing
 train: $(VENV)/ready-demo ## train the small weights from LABEL_MAPS=folder
 	$(PY) -m medverse_nb.training.tiny --label-maps "$(LABEL_MAPS)" $(TRAIN_ARGS)
 
-benchmark: $(VENV)/ready-demo ## measure the shipped weights, BENCHMARK_ARGS="..."
-	$(PY) -m medverse_nb evaluate $(BENCHMARK_ARGS)
+benchmark: $(VENV)/ready-demo ## measure the shipped weights into benchmarks/results.json
+	$(PY) benchmarks/speed.py
+	$(PY) benchmarks/held_out.py --label-maps "$(SHARED)/data/brain_label_maps"
+	$(PY) benchmarks/hippocampus.py --folder "$(SHARED)/data/hippocampus"
 
 clean: ## delete caches and build products; keeps .venv, runs and your results
 	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_out

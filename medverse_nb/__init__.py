@@ -42,7 +42,7 @@ _PUBLIC = {
     "read_volume": "io",
     "write_volume": "io",
 }
-__all__ = sorted([*_PUBLIC, "__version__"])
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604, names of the table above
 
 
 def __getattr__(name: str) -> Any:

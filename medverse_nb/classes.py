@@ -165,6 +165,6 @@ def _as_values(values: int | Sequence[int]) -> tuple[int, ...]:
         numbers = tuple(int(value) for value in listed)
     except (TypeError, ValueError) as error:
         raise InputError(f"classes: {values!r} are not integer label values") from error
-    if not numbers or any(n <= 0 for n in numbers) or any(n != v for n, v in zip(numbers, listed)):
+    if not numbers or any(n <= 0 for n in numbers) or list(numbers) != listed:
         raise InputError(f"classes: {values!r} must be positive integers (0 is the background)")
     return numbers

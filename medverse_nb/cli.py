@@ -30,7 +30,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="3D in-context learning for medical images. Research use only, not a medical device.",
 )  # fmt: skip
-UsageError = typer.BadParameter.__bases__[0]  # typer does not export it by name
+# typer has no name of its own for the error that all its usage errors come from.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 out_console = Console()
 log_console = Console(stderr=True)
 
@@ -128,13 +129,14 @@ def predict(
     session.resolve(wanted)
     with _progress(len(plan.cases)) as advance:
         rows = predict_cohort(session, plan.cases, out, classes=wanted, on_progress=advance)
-    summary = {"context": plan.context, "mean": mean_scores(rows), "cases": rows}
+    means = mean_scores(rows)
+    summary = {"context": plan.context, "mean": means, "cases": rows}
     _write_json(out / "predictions.json", summary)
     failed = [row for row in rows if "error" in row]
     if as_json:
         _print_json(summary)
     else:
-        _print_cases(rows, summary["mean"], out)
+        _print_cases(rows, means, out)
     for row in failed:
         log_console.print(f"[red]{row['case']}: {row['error']}", soft_wrap=True)
     if failed:
@@ -240,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(str(error), 3)
     except MedverseError as error:
         _stop(str(error), 2)
-    except UsageError as error:
+    except USAGE_ERROR as error:
         _stop(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         _stop("interrupted; finished cases are kept, nothing is half-written", 130)

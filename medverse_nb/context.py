@@ -132,7 +132,7 @@ def make_pair(
         warnings.warn(f"context pair {name!r}: {change}", VolumeWarning, stacklevel=3)
     if task == "segmentation":
         values = _integer_labels(values, name, label_threshold)
-    placed = make_volume(values, affine_of(image_volume), name=label_volume.name)
+    placed = make_volume(values, affine_of(image_volume), name=str(label_volume.name))
     return ContextPair(name, image_volume, placed, task, tuple(changes))
 
 
@@ -143,7 +143,7 @@ def _takes_affine(source: Source) -> bool:
 
 
 def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
-    """An array label without an affine lies on its image's grid."""
+    """Return the affine for a label; an array without one lies on its image's grid."""
     if isinstance(label, np.ndarray) and affine is None:
         return affine_of(image)
     return affine if _takes_affine(label) else None
@@ -219,6 +219,13 @@ class ContextSet:
         """Nonzero label values found in any pair, sorted."""
         return sorted({value for pair in self.pairs for value in pair.values})
 
+    def free_name(self, name: str) -> str:
+        """Return `name`, or `name-2`, `name-3`, ... where it is taken."""
+        free, number = name, 2
+        while free in self.names:
+            free, number = f"{name}-{number}", number + 1
+        return free
+
     def add(self, *pairs: ContextPair) -> None:
         """Append pairs; a name that is taken adds none of them."""
         names = [pair.name for pair in pairs]
@@ -237,15 +244,23 @@ class ContextSet:
 def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, Path]]:
     """Match the images and labels of an nnU-Net folder: case name to (image, label).
 
-    `imagesTr/CASE_0000.nii.gz` goes with `labelsTr/CASE.nii.gz`; names without a channel
-    suffix go with labels of the same name.
+    `imagesTr/CASE_0000.nii.gz` or `imagesTr/CASE.nii.gz` goes with `labelsTr/CASE.nii.gz`.
 
     Raises
     ------
     ContextError : a missing or empty folder, a second channel, an image or label alone.
     """
-    image_files = {_case_name(path): path for path in list_volumes(images)}
     label_files = {stem_of(path): path for path in list_volumes(labels)}
+    image_files: dict[str, Path] = {}
+    for path in list_volumes(images):
+        stem = stem_of(path)
+        name = stem if stem in label_files else case_name(path)
+        head, _, channel = stem.rpartition("_")
+        if name not in label_files and head in label_files and channel.isdigit():
+            raise ContextError(
+                f"{path}: is channel {channel}; one channel is used, keep the *_0000 files"
+            )
+        image_files[name] = path
     alone = sorted(set(image_files) ^ set(label_files))
     if alone:
         raise ContextError(
@@ -270,21 +285,9 @@ def list_volumes(folder: str | Path) -> list[Path]:
     return files
 
 
-def _case_name(path: Path) -> str:
-    stem = stem_of(path)
-    head, _, channel = stem.rpartition("_")
-    if head and len(channel) == 4 and channel.isdigit():
-        if channel != "0000":
-            raise ContextError(
-                f"{path}: is channel {channel}; one channel is used, keep the *_0000 files"
-            )
-        return head
-    return stem
-
-
 def case_name(path: str | Path) -> str:
     """Return an image file's case name: no extension, no `_0000`."""
-    return _case_name(Path(path))
+    return stem_of(path).removesuffix("_0000")
 
 
 def find_class_table(*folders: str | Path) -> ClassTable | None:

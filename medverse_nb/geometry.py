@@ -24,7 +24,10 @@ ALIGNS: tuple[Align, ...] = ("box", "center", "world")
 
 def check_affine(affine: Any, name: str = "affine") -> Affine:
     """Return `affine` as (4, 4) float64; a `GeometryError` if it maps no volume."""
-    matrix = np.asarray(affine, dtype=np.float64)
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise GeometryError(f"{name} must be a 4x4 matrix of numbers ({error})") from error
     if matrix.shape != (4, 4):
         raise GeometryError(f"{name} must be a 4x4 matrix, got shape {matrix.shape}")
     if not np.isfinite(matrix).all():
@@ -66,16 +69,17 @@ class Reorientation:
         spatial = self.transform[:, 0].astype(int)
         source = [int(np.flatnonzero(spatial == axis)[0]) for axis in range(3)]
         moved = np.transpose(array, (*range(lead), *(lead + s for s in source)))
-        flips = [lead + axis for axis, s in enumerate(source) if self.transform[s, 1] < 0]
-        return np.flip(moved, flips) if flips else moved
+        flips = (lead + axis for axis, s in enumerate(source) if self.transform[s, 1] < 0)
+        return np.flip(moved, tuple(flips))
 
     def undo(self, array: Array) -> Array:
         """Bring an array back to the file's axes."""
         lead = array.ndim - 3
         spatial = self.transform[:, 0].astype(int)
-        flips = [lead + int(spatial[s]) for s in range(3) if self.transform[s, 1] < 0]
-        flipped = np.flip(array, flips) if flips else array
-        return np.transpose(flipped, (*range(lead), *(lead + int(axis) for axis in spatial)))
+        flips = (lead + int(spatial[s]) for s in range(3) if self.transform[s, 1] < 0)
+        return np.transpose(
+            np.flip(array, tuple(flips)), (*range(lead), *(lead + int(axis) for axis in spatial))
+        )
 
     def affine(self, affine: Affine) -> Affine:
         """Return the affine of the reoriented volume."""
@@ -127,7 +131,7 @@ def placement(target: Grid, source: Grid, align: Align) -> Affine:
     ------
     GeometryError : an unknown `align`.
     """
-    matrix = np.eye(4)
+    matrix: Affine = np.eye(4)
     if align == "box":
         scale = np.asarray(source.shape, np.float64) / np.asarray(target.shape, np.float64)
         matrix[:3, :3] = np.diag(scale)
@@ -137,7 +141,7 @@ def placement(target: Grid, source: Grid, align: Align) -> Affine:
         matrix[:3, :3] = linear
         matrix[:3, 3] = source.centre_vox - linear @ target.centre_vox
     elif align == "world":
-        matrix = np.linalg.solve(source.affine, target.affine)
+        matrix = np.asarray(np.linalg.solve(source.affine, target.affine), np.float64)
     else:
         raise GeometryError(f"align={align!r} is not one of {ALIGNS}")
     matrix[np.abs(matrix) < 1e-9] = 0.0

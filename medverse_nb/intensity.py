@@ -2,7 +2,8 @@
 
 Source: both papers, data preprocessing: the 0.02 and 0.98 quantiles become 0 and 1.
 The quantiles are read off one histogram with a fixed number of bins, so that a volume
-read in chunks gives the same scaling as one read whole.
+read in chunks gives the same scaling as one read whole. Where a few wild voxels make its
+bins too coarse for all the others, the quantiles are exact.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 BINS = 65536
 LOW_QUANTILE, HIGH_QUANTILE = 0.02, 0.98
+FINE_BINS = 256  # fewer between the quantiles and the histogram is too coarse
+WIDEST = 1e30  # a range beyond it overflows in the histogram's float32
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,13 @@ def quantile_scale(
     least, most = float(volume.min()), float(volume.max())
     if least == most:
         return IntensityScale(least, most)
-    counts, edges = np.histogram(volume, bins=BINS, range=(least, most))
-    reached = np.concatenate([[0], np.cumsum(counts)]) / volume.size
-    first, last = np.interp([low, high], reached, edges)
-    if last - first <= (most - least) / BINS:
+    width, first, last = most - least, least, least
+    if width < WIDEST:
+        counts, edges = np.histogram(volume, bins=BINS, range=(least, most))
+        reached = np.concatenate([[0], np.cumsum(counts)]) / volume.size
+        first, last = np.interp([low, high], reached, edges)
+    if last - first < FINE_BINS * width / BINS:
+        first, last = np.quantile(volume, [low, high])
+    if first == last:
         return IntensityScale(least, most)
     return IntensityScale(float(first), float(last))

@@ -6,6 +6,7 @@ temporary name beside its place and renamed, so that no half-written file is eve
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zlib
@@ -29,6 +30,8 @@ GRID_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
     "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
+DAMAGE = (EOFError, zlib.error, OSError, ValueError, OverflowError, MemoryError)
+GZIP_LARGEST_RATIO = 1032  # of any deflate stream
 Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage | xr.DataArray | NDArray[Any]
 
 
@@ -80,6 +83,17 @@ def stem_of(path: str | os.PathLike[str]) -> str:
     return name
 
 
+def name_of(source: Source) -> str:
+    """Return a short name for a source: its file's without extension, or "volume"."""
+    if isinstance(source, (str, os.PathLike)):
+        return stem_of(source)
+    if isinstance(source, xr.DataArray):
+        return stem_of(str(source.name or "volume"))
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return stem_of(_file_name(source) or "volume")
+    return "volume"
+
+
 def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
     name = name or path.name
     if path.is_dir():
@@ -94,13 +108,26 @@ def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
         raise InputError(f"{name}: unknown kind of file; give {READABLE}")
     _refuse_affine(affine, "a NIfTI file")
     try:
-        return _from_nibabel(cast("nib.spatialimages.SpatialImage", nib.load(path)), name)
+        image = cast("nib.spatialimages.SpatialImage", nib.load(path))
+        _check_length(image, path, name)
+        return _from_nibabel(image, name)
     except MedverseError:
         raise
     except (ImageFileError, HeaderDataError) as error:
         raise InputError(f"{name}: not a NIfTI image ({_first_line(error)})") from error
-    except (EOFError, zlib.error, OSError, ValueError) as error:
+    except DAMAGE as error:
         raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
+
+
+def _check_length(image: nib.spatialimages.SpatialImage, path: Path, name: str) -> None:
+    """Refuse a header that promises more than the file can hold, before memory is taken for it."""
+    promised = math.prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
+    zipped = path.name.lower().endswith(".gz")
+    if promised > path.stat().st_size * (GZIP_LARGEST_RATIO if zipped else 1):
+        raise InputError(
+            f"{name}: damaged or cut short (the header promises {promised} bytes of voxels for "
+            f"shape {image.shape}, the file has {path.stat().st_size})"
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -155,7 +182,10 @@ def _from_nibabel(image: nib.spatialimages.SpatialImage, name: str) -> xr.DataAr
         raise GeometryError(f"{name}: has no affine")
     shape = tuple(int(n) for n in image.shape)
     _check_shape(shape, name)  # before any voxel is read
-    data = np.asanyarray(image.dataobj)
+    try:
+        data = np.asanyarray(image.dataobj)
+    except DAMAGE as error:  # nibabel reads late
+        raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
     header = image.header
     attrs: dict[str, Any] = {}
     if isinstance(header, nib.Nifti1Header):
@@ -231,15 +261,24 @@ def write_volume(volume: xr.DataArray, path: str | os.PathLike[str], *, dtype: A
     affine = affine_of(volume)
     if path.name.lower().endswith(".npy"):
         write_atomically(
-            path.with_name(stem_of(path) + ".affine.npy"), lambda partial: np.save(partial, affine)
+            path.with_name(stem_of(path) + ".affine.npy"),
+            lambda partial: _save_npy(partial, affine),
         )
-        return write_atomically(path, lambda partial: np.save(partial, array))
-    image = _to_nifti(array, affine, volume.attrs)
+        return write_atomically(path, lambda partial: _save_npy(partial, array))
+    try:
+        image = _to_nifti(array, affine, volume.attrs)
+    except HeaderDataError as error:
+        raise InputError(f"{path}: NIfTI cannot hold {array.dtype} ({error})") from error
     return write_atomically(path, lambda partial: nib.save(image, partial))
 
 
+def _save_npy(path: Path, array: NDArray[Any]) -> None:
+    with open(path, "wb") as file:  # given a name, NumPy adds a suffix of its own to "A.NPY"
+        np.save(file, array)
+
+
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Return `path` if a volume can be written there; make its folder; else `OutputError`."""
+    """Return `path` if a volume could be written there, else raise `OutputError`."""
     path = Path(path)
     if not path.name.lower().endswith((*NIFTI_SUFFIXES, ".npy")):
         raise OutputError(f"{path}: results are written as .nii, .nii.gz or .npy")
@@ -247,14 +286,13 @@ def check_output(path: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(path: Path) -> Path:
-    """Return `path` if a file can be made there; make its folder; else `OutputError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot make the folder ({error.strerror})") from error
+    """Return `path` if a file could be made there, else raise `OutputError`; makes nothing."""
     if path.is_dir():
         raise OutputError(f"{path}: is a folder")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise OutputError(f"{path}: no permission to write there")
     return path
 
@@ -262,16 +300,19 @@ def check_writable(path: Path) -> Path:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     """Call `write` with a temporary path of the same suffix, then rename it to `path`.
 
-    On any failure, Ctrl-C included, the temporary file is removed and `path` is untouched.
+    Missing folders are made. On any failure, Ctrl-C included, the temporary file is
+    removed and `path` is untouched.
     """
     partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         os.replace(partial, path)
     except OSError as error:
         raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
     return path
 
 
@@ -279,6 +320,11 @@ def _to_nifti(
     array: NDArray[Any], affine: NDArray[np.float64], attrs: dict[str, Any]
 ) -> nib.Nifti1Image:
     if array.dtype in (np.int64, np.uint64):  # outside what most readers take
+        if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+            raise InputError(
+                f"values from {array.min()} to {array.max()} do not fit 32-bit integers; "
+                "pass dtype=np.float32 or smaller values"
+            )
         array = array.astype(np.int32)
     image = nib.Nifti1Image(array, affine)
     grid = attrs.get("nifti_grid")

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from .classes import ClassSpec
-from .errors import InputError, NotBuiltYet
+from .errors import ContextError, InputError, NotBuiltYet
+from .geometry import Grid
+from .inference.autoregressive import Step
+from .inference.windows import Window
 from .io import check_output, check_writable, stem_of, write_atomically, write_volume
-from .volume import affine_of, values_of
-
-if TYPE_CHECKING:
-    from .inference.windows import Window
+from .volume import affine_of, make_volume, values_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,29 @@ class PredictionStep:
     image: xr.DataArray
     prediction: xr.DataArray
     windows: tuple[Window, ...]
+
+
+def recorded_steps(
+    runs: Sequence[Sequence[Step]], names: Sequence[str], grid: Grid
+) -> tuple[PredictionStep, ...]:
+    """Give every scale of every class a geometry of its own, from the full grid's."""
+    recorded = []
+    for name, steps in zip(names, runs, strict=True):
+        for step in steps:
+            ratio = np.array(grid.shape) / np.array(step.image.shape)
+            enlarge = np.diag([*ratio, 1.0])
+            enlarge[:3, 3] = 0.5 * ratio - 0.5
+            affine = grid.affine @ enlarge
+            recorded.append(
+                PredictionStep(
+                    step.scale,
+                    name,
+                    make_volume(step.image, affine, name="image"),
+                    make_volume(step.prediction, affine, name="prediction"),
+                    step.windows,
+                )
+            )
+    return tuple(recorded)
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,6 @@ class Prediction:
     score: pd.DataFrame | None = None
     trust: None = None
     recorded: bool = False
-    _edited: xr.DataArray | None = field(default=None, repr=False)
 
     @cached_property
     def mask(self) -> xr.DataArray:
@@ -83,6 +107,22 @@ class Prediction:
     def answer(self) -> xr.DataArray:
         """`mask`, or `image` for an image task."""
         return self.mask if self.image is None else self.image
+
+    def to_label_values(self, mask: NDArray[Any]) -> NDArray[np.int32]:
+        """Turn class numbers into the context's label values; a union takes its first.
+
+        Raises
+        ------
+        ContextError : a number that is no class of this prediction.
+        """
+        known = {0: 0} | {spec.number: spec.values[0] for spec in self.classes}
+        unknown = sorted({int(n) for n in np.unique(mask)} - set(known))
+        if unknown:
+            raise ContextError(f"the mask has {unknown}; this prediction's classes are {known}")
+        labels = np.zeros(mask.shape, np.int32)
+        for number, value in known.items():
+            labels[mask == number] = value
+        return labels
 
     @property
     def attention(self) -> None:

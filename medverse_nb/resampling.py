@@ -41,20 +41,20 @@ class AxisMap:
         """Return (first, W): result[start:stop] = W @ source[first : first + W.shape[1]]."""
         centres = self.scale * np.arange(start, stop, dtype=np.float64) + self.offset
         width = max(1.0, abs(self.scale)) if self.antialias else 1.0
-        low = math.floor(float(centres.min()) - width)
-        high = math.ceil(float(centres.max()) + width)
-        columns = np.arange(low, high + 1)
-        weights = np.maximum(0.0, 1.0 - np.abs(columns[None] - centres[:, None]) / width)
+        columns = np.arange(
+            math.floor(float(centres.min()) - width), math.ceil(float(centres.max()) + width) + 1
+        )
+        weights: NDArray[np.float64] = np.maximum(
+            0.0, 1.0 - np.abs(columns[None] - centres[:, None]) / width
+        )
         weights /= weights.sum(axis=1, keepdims=True)
-        first = min(max(low, 0), self.size_in - 1)
-        last = min(max(high, 0), self.size_in - 1)
-        folded = np.zeros((stop - start, last - first + 1))
-        for column, index in enumerate(columns):
-            if 0 <= index < self.size_in:
-                folded[:, index - first] += weights[:, column]
-            elif self.edge:
-                folded[:, min(max(index, first), last) - first] += weights[:, column]
-        return first, folded.astype(np.float32)
+        inside = np.clip(columns, 0, self.size_in - 1)
+        if not self.edge:
+            weights *= inside == columns
+        first = int(inside[0])
+        folded = np.zeros((stop - start, int(inside[-1]) - first + 1), np.float32)
+        np.add.at(folded.T, inside - first, weights.T)
+        return first, folded
 
 
 def resize_map(
@@ -84,8 +84,8 @@ def resample_axes(
     for axis, axis_map in enumerate(maps):
         start, stop, _ = (region[axis] if region else slice(None)).indices(axis_map.size_out)
         plans.append(axis_map.weights(start, stop))
-    boxes = tuple(slice(first, first + w.shape[1]) for first, w in plans)
-    result: NDArray[Any] = np.asarray(volume[(Ellipsis, *boxes)], dtype=np.float32)
+    x, y, z = (slice(first, first + w.shape[1]) for first, w in plans)
+    result: NDArray[Any] = np.asarray(volume[..., x, y, z], dtype=np.float32)
     for axis, (_, weights) in enumerate(plans):
         if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
             continue  # exact: an axis that keeps its voxels is not touched
@@ -145,6 +145,7 @@ def _sample_oblique(
     start = np.array([low for low, _ in bounds], np.float64)
     corners = np.stack(np.meshgrid(*[(low, high - 1) for low, high in bounds], indexing="ij"))
     places = linear @ corners.reshape(3, -1) + offset[:, None]
+    places = np.clip(places, 0, np.array(volume.shape)[:, None] - 1)  # the border, if repeated
     sigma = np.maximum(0.0, (np.linalg.norm(linear, axis=1) - 1) / 2)
     margin = np.ceil(WHOLE_MARGIN_SIGMAS * sigma) + 1
     low = np.clip(np.floor(places.min(axis=1) - margin), 0, np.array(volume.shape) - 1).astype(int)

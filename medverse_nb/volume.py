@@ -46,11 +46,21 @@ def make_volume(
     axes = matrix.copy()
     axes[:3, :3] /= spacing
     lead = leading or {}
-    coords: dict[str, Any] = {dim: values for dim, values in lead.items()}
+    coords: dict[str, Any] = dict(lead)
     for dim, size, step in zip(DIMS, data.shape[-3:], spacing, strict=True):
         coords[dim] = (dim, np.arange(size) * step, {"units": "mm"})
     coords["geometry"] = json.dumps({"axes_to_ras": axes.tolist(), "spacing_mm": spacing.tolist()})
     return xr.DataArray(data, coords=coords, dims=(*lead, *DIMS), name=name, attrs=attrs or {})
+
+
+def with_data(
+    volume: xr.DataArray, data: Any, name: str, leading: dict[str, list[Any]] | None = None
+) -> xr.DataArray:
+    """Wrap other voxels on a volume's grid; leading dims as in `make_volume`."""
+    lead = leading or {}
+    coords: dict[Any, Any] = {**volume.coords, **lead}
+    attrs = {key: value for key, value in volume.attrs.items() if key.startswith("nifti")}
+    return xr.DataArray(data, coords=coords, dims=(*lead, *volume.dims), name=name, attrs=attrs)
 
 
 def affine_of(volume: xr.DataArray) -> Affine:
@@ -77,8 +87,10 @@ def affine_of(volume: xr.DataArray) -> Affine:
     for column, dim in enumerate(spatial):
         axis = DIMS.index(str(dim))
         positions = np.asarray(volume.coords[dim].values, np.float64)
+        if len(positions) == 0:
+            raise GeometryError(f"the volume is empty: no voxel along axis {dim!r}")
         step = positions[1] - positions[0] if len(positions) > 1 else stored[axis]
-        if len(positions) > 2 and not np.allclose(np.diff(positions), step):
+        if step == 0 or not np.allclose(np.diff(positions), step):
             raise GeometryError(f"axis {dim!r} is not evenly spaced any more")
         affine[:3, column] = axes[:3, axis] * step
         origin += axes[:3, axis] * positions[0]

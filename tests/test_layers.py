@@ -18,15 +18,15 @@ LAYERS = (
     {"geometry", "resampling", "intensity"},
     {"volume"},
     {"io"},
-    {"context"},
+    {"classes", "placement", "context"},
     {"model"},
     {"inference"},
     {"tasks", "datasets"},
     {"training"},
     {"evaluation"},
-    {"session", "prediction", "doctor"},
+    {"session", "prediction", "manifest"},
     {"ui"},
-    {"cli", "app", "__main__"},
+    {"cli", "app", "cohort", "demo", "__main__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 MAY_SHOW = {"session", "prediction"}  # the one exception: they import `ui` inside functions

@@ -9,10 +9,13 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ..context import ContextPair, content_hash
 from ..geometry import Align, orientation_of, overlap_of, stretch_of
+from ..intensity import quantile_scale
 from ..placement import CanonicalVolume
+from ..resampling import FloatArray
 from ..volume import grid_of, values_of
 
 Severity = Literal["error", "warning", "note"]
@@ -69,27 +72,32 @@ class Report:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-Check = Callable[[Sequence[ContextPair], "xr.DataArray | None", Align], Iterable[Finding]]
+@dataclass(frozen=True)
+class Exam:
+    """What the checks look at."""
+
+    pairs: Sequence[ContextPair]
+    target: xr.DataArray | None
+    align: Align
 
 
 def examine(pairs: Sequence[ContextPair], target: xr.DataArray | None, align: Align) -> Report:
     """Run every check on the context and, where given, on its fit to the target."""
-    found = [finding for check in CHECKS for finding in check(pairs, target, align)]
+    exam = Exam(pairs, target, align)
+    found = [finding for check in CHECKS for finding in check(exam)]
     order = ("error", "warning", "note")
     return Report(tuple(sorted(found, key=lambda finding: order.index(finding.severity))))
 
 
-def check_labels(
-    pairs: Sequence[ContextPair], target: xr.DataArray | None, align: Align
-) -> Iterator[Finding]:
-    """Empty context, empty labels."""
-    if not pairs:
+def check_labels(exam: Exam) -> Iterator[Finding]:
+    """Find an empty context and empty labels."""
+    if not exam.pairs:
         yield Finding("error", "no-context", "context", "there are no pairs", "add a labelled pair")
         return
-    if pairs[0].task == "image":
+    if exam.pairs[0].task == "image":
         return
-    empty = [pair.name for pair in pairs if not pair.values]
-    if len(empty) == len(pairs):
+    empty = [pair.name for pair in exam.pairs if not pair.values]
+    if len(empty) == len(exam.pairs):
         yield Finding(
             "error", "no-foreground", "context", "every label is zero",
             "add a pair whose label marks the structure",
@@ -102,47 +110,43 @@ def check_labels(
         )  # fmt: skip
 
 
-def check_changes(
-    pairs: Sequence[ContextPair], target: xr.DataArray | None, align: Align
-) -> Iterator[Finding]:
-    """What reading a volume had to change or assume."""
-    for pair in pairs:
+def check_changes(exam: Exam) -> Iterator[Finding]:
+    """Tell what reading a volume had to change or assume."""
+    for pair in exam.pairs:
         for change in pair.changes:
             yield Finding("warning", "changed-on-reading", pair.name, change, "look at the file")
-    for change in () if target is None else target.attrs.get("changes", ()):
+    for change in () if exam.target is None else exam.target.attrs.get("changes", ()):
         yield Finding("warning", "changed-on-reading", "target", change, "look at the file")
 
 
-def check_geometry(
-    pairs: Sequence[ContextPair], target: xr.DataArray | None, align: Align
-) -> Iterator[Finding]:
-    """Oblique axes, stretch under "box", overlap under "center" and "world"."""
-    volumes = [(pair.name, pair.image) for pair in pairs]
-    if target is not None:
-        volumes.append(("target", target))
+def check_geometry(exam: Exam) -> Iterator[Finding]:
+    """Find oblique axes, stretch under "box", overlap under "center" and "world"."""
+    volumes = [(pair.name, pair.image) for pair in exam.pairs]
+    if exam.target is not None:
+        volumes.append(("target", exam.target))
     for name, volume in volumes:
         angle = _obliquity_degrees(volume)
-        if angle > OBLIQUE_DEGREES and align == "box":
+        if angle > OBLIQUE_DEGREES and exam.align == "box":
             yield Finding(
                 "note", "oblique", name,
                 f"voxel axes are {angle:.0f} degrees off {orientation_of(grid_of(volume).affine)}",
                 'axes are taken as they are; align="world" honours the angle',
             )  # fmt: skip
-    if target is None:
+    if exam.target is None:
         return
-    grid = CanonicalVolume.of(target).grid
-    for pair in pairs:
+    grid = CanonicalVolume.of(exam.target).grid
+    for pair in exam.pairs:
         source = pair.canonical_image.grid
         stretch = stretch_of(grid, source)
         worst = max(max(s, 1 / s) for s in stretch)
-        if align == "box" and worst > LARGEST_STRETCH:
+        if exam.align == "box" and worst > LARGEST_STRETCH:
             shown = " x ".join(f"{s:.2f}" for s in stretch)
             yield Finding(
                 "warning", "stretched", pair.name,
                 f"its box is stretched {shown} to the target's",
                 'crop to the same field of view, or try align="center"',
             )  # fmt: skip
-        overlap = overlap_of(grid, source, align)
+        overlap = overlap_of(grid, source, exam.align)
         if overlap < SMALLEST_OVERLAP:
             yield Finding(
                 "error" if overlap == 0 else "warning", "little-overlap", pair.name,
@@ -150,21 +154,19 @@ def check_geometry(
             )  # fmt: skip
 
 
-def check_duplicates(
-    pairs: Sequence[ContextPair], target: xr.DataArray | None, align: Align
-) -> Iterator[Finding]:
-    """The target among the context, or a pair twice."""
+def check_duplicates(exam: Exam) -> Iterator[Finding]:
+    """Find the target among the context, and pairs that come twice."""
     seen: dict[str, str] = {}
-    for pair in pairs:
+    for pair in exam.pairs:
         if pair.image_hash in seen:
             yield Finding(
                 "warning", "duplicate", pair.name, f"the same image as {seen[pair.image_hash]!r}",
                 "remove one: it counts twice in the mean",
             )  # fmt: skip
         seen.setdefault(pair.image_hash, pair.name)
-    if target is None:
+    if exam.target is None:
         return
-    volume = CanonicalVolume.of(target)
+    volume = CanonicalVolume.of(exam.target)
     same = seen.get(content_hash(volume.array, volume.grid))
     if same:
         yield Finding(
@@ -173,22 +175,20 @@ def check_duplicates(
         )  # fmt: skip
 
 
-def check_intensity(
-    pairs: Sequence[ContextPair], target: xr.DataArray | None, align: Align
-) -> Iterator[Finding]:
-    """A target whose scaled histogram is far from every pair's."""
-    if target is None or not pairs:
+def check_intensity(exam: Exam) -> Iterator[Finding]:
+    """Find a target whose scaled histogram is far from every pair's."""
+    if exam.target is None or not exam.pairs:
         return
-    target_values = values_of(target)
+    target_values = values_of(exam.target)
     if target_values.min() == target_values.max():
         yield Finding(
             "error", "constant-image", "target", f"every voxel is {target_values.min()}",
             "this is not a scan",
         )  # fmt: skip
         return
-    ours = _cumulative(_scaled(target))
+    ours = _cumulative(_scaled(exam.target))
     distances = [
-        float(np.abs(ours - _cumulative(pair.canonical_image.array)).mean()) for pair in pairs
+        float(np.abs(ours - _cumulative(pair.canonical_image.array)).mean()) for pair in exam.pairs
     ]
     if min(distances) > LARGEST_INTENSITY_DISTANCE:
         yield Finding(
@@ -198,7 +198,7 @@ def check_intensity(
         )  # fmt: skip
 
 
-CHECKS: tuple[Check, ...] = (
+CHECKS: tuple[Callable[[Exam], Iterable[Finding]], ...] = (
     check_labels,
     check_changes,
     check_geometry,
@@ -213,15 +213,11 @@ def _obliquity_degrees(volume: xr.DataArray) -> float:
     return float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))
 
 
-def _scaled(volume: xr.DataArray) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    from ..intensity import quantile_scale
-
+def _scaled(volume: xr.DataArray) -> FloatArray:
     values = values_of(volume)
     return quantile_scale(values).apply(values)
 
 
-def _cumulative(
-    scaled: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _cumulative(scaled: FloatArray) -> NDArray[np.float64]:
     counts, _ = np.histogram(scaled, bins=HISTOGRAM_BINS, range=(0, 1))
     return np.asarray(np.cumsum(counts) / scaled.size)

@@ -19,7 +19,7 @@ def dice(prediction: Any, truth: Any) -> float:
     ------
     InputError : different shapes.
     """
-    from monai.metrics import compute_dice
+    from monai.metrics.meandice import compute_dice
 
     a, b = _pair(prediction, truth)
     score = compute_dice(_batch(a > 0), _batch(b > 0), include_background=True, ignore_empty=False)
@@ -37,13 +37,14 @@ def psnr(prediction: Any, truth: Any, data_range: float | None = None) -> float:
     ------
     InputError : different shapes, or a constant truth without `data_range`.
     """
-    from monai.metrics import PSNRMetric
+    from monai.metrics.regression import PSNRMetric
 
     a, b = _pair(prediction, truth)
     peak = float(b.max() - b.min()) if data_range is None else data_range
     if peak <= 0:
         raise InputError("psnr needs data_range: the truth is constant")
-    return float(PSNRMetric(max_val=peak)(_batch(a), _batch(b)).item())
+    noise: Any = PSNRMetric(max_val=peak)(_batch(a), _batch(b))
+    return float(noise.item())
 
 
 def _pair(prediction: Any, truth: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..geometry import Shape
+from ..model.config import Precision
 from ..model.network import ICLNetwork
 from ..resampling import FloatArray, resize
 from .blending import Blender
-from .runner import Precision, WindowRunner
+from .runner import WindowRunner
 from .schedule import scale_count, scale_shape
 from .windows import Window, plan_windows
 
@@ -210,10 +212,10 @@ def _pad_end(volume: FloatArray, shape: Shape) -> FloatArray:
 
 def _choose_recipe(model: ICLNetwork, shape: Shape, settings: Settings) -> _Recipe:
     config = model.config
-    window = settings.window or config.window
-    if window < 1 or window % config.multiple:
+    window = config.window if settings.window is None else settings.window
+    if not isinstance(window, Integral) or window < 1 or window % config.multiple:
         raise InputError(
-            f"window={window} must be a multiple of {config.multiple} for this network; "
+            f"window={window} must be an integer multiple of {config.multiple} for this network; "
             f"it was trained on {config.window}"
         )
     if settings.compat not in (None, "released"):
@@ -227,7 +229,7 @@ def _choose_recipe(model: ICLNetwork, shape: Shape, settings: Settings) -> _Reci
             )
         return _Recipe(shape, 1, window, whole=True, released=released)
     scales = scale_count(shape, window) if settings.scales is None else settings.scales
-    if not isinstance(scales, int) or not 1 <= scales <= 12:
+    if not isinstance(scales, Integral) or not 1 <= scales <= 12:
         raise InputError(f"scales must be an integer in 1..12, got {scales}")
     if released:
         step = 2 ** (scales - 1)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..model.config import Precision
 from ..model.network import ICLNetwork
 from ..resampling import FloatArray
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class WindowRunner:

@@ -44,4 +44,5 @@ def plan_windows(shape: Shape, window: int, overlap: float) -> list[Window]:
     if not 0 <= overlap < 1:
         raise InputError(f"overlap must be in [0, 1), got {overlap}")
     starts = [axis_starts(max(side, window), window, overlap) for side in shape]
-    return [Window(start, (window,) * 3) for start in itertools.product(*starts)]
+    sides = (window, window, window)
+    return [Window((x, y, z), sides) for x, y, z in itertools.product(*starts)]

@@ -84,8 +84,9 @@ class BlockwiseCrossAttention(nn.Module):
             for source, code in zip(sources, source_codes, strict=True)
         ]
         q = rearrange(q, "(b k) t m -> b (k t) m", b=batch)
-        scores = (q @ torch.cat(k, dim=1).transpose(1, 2)).float() * self.scale
-        return scores.softmax(dim=-1)
+        scores = q @ torch.cat(k, dim=1).transpose(1, 2)
+        wide = torch.promote_types(scores.dtype, torch.float32)  # float64 stays, bfloat16 does not
+        return (scores.to(wide) * self.scale).softmax(dim=-1)
 
     def forward(
         self, query: Tensor, sources: list[Tensor], query_code: Tensor, source_codes: list[Tensor]

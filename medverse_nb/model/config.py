@@ -11,6 +11,8 @@ Architecture = Literal["medverse", "neuroverse3d"]
 Partition = Literal["interleaved", "contiguous"]
 Norm = Literal["none", "group"]
 Output = Literal["identity", "sigmoid"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ("medverse", "neuroverse3d"),

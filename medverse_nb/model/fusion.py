@@ -55,8 +55,9 @@ class ConcatTargetToContext(nn.Module):
         super().__init__()
         self.mix = nn.Conv3d(2 * channels, channels, 1)
 
-    def forward(self, context: Tensor, target: Tensor, autoregressive: bool = False) -> Tensor:
-        """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z)."""
+    def forward(self, context: Tensor, target: Tensor, autoregressive: bool) -> Tensor:
+        """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z); this kind has no second context."""
+        assert not autoregressive
         target = repeat(target, "b ... -> (b k) ...", k=context.shape[0] // target.shape[0])
         return F.gelu(context + self.mix(torch.cat([context, target], dim=1)))
 
@@ -83,7 +84,7 @@ class AttentionTargetToContext(nn.Module):
         self.mix = nn.Conv3d(2 * channels, channels, 1)
         self.codes = [codes]  # in a list: shared, so not a submodule of every fusion
 
-    def forward(self, context: Tensor, target: Tensor, autoregressive: bool = False) -> Tensor:
+    def forward(self, context: Tensor, target: Tensor, autoregressive: bool) -> Tensor:
         """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z)."""
         codes = self.codes[0]
         attended, _ = self.attention(

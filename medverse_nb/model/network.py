@@ -5,6 +5,8 @@ Sources: Medverse Figure 2, Eqs. 1-2; Neuroverse3D Figure 2, Algorithm 1.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class TargetEncoder(nn.Module):
         widths = config.channels
         self.embedding = nn.Conv3d(1, widths[0], 1)
         self.units = stack_stages([ResidualUnit(c, config.norm) for c in widths[:-1]])
-        self.downs = stack_stages([make_down(a, b) for a, b in zip(widths, widths[1:])])
+        self.downs = stack_stages([make_down(a, b) for a, b in pairwise(widths)])
 
     def forward(self, target: Tensor) -> list[Tensor]:
         features = []
@@ -70,10 +72,9 @@ class ContextBranch(nn.Module):
                 for c in widths[:-1]
             ]
         )
-        self.downs = stack_stages([make_down(a, b) for a, b in zip(widths, widths[1:])])
-        up_from, up_to = widths[:0:-1], widths[-2::-1]
-        self.ups = stack_stages([UpMerge(a, b) for a, b in zip(up_from, up_to)])
-        self.up_units = stack_stages([ResidualUnit(c, config.norm) for c in up_to])
+        self.downs = stack_stages([make_down(a, b) for a, b in pairwise(widths)])
+        self.ups = stack_stages([UpMerge(a, b) for a, b in pairwise(widths[::-1])])
+        self.up_units = stack_stages([ResidualUnit(c, config.norm) for c in widths[-2::-1]])
 
     def forward(
         self, pairs: Tensor, target_features: list[Tensor], embedding: Tensor | None = None
@@ -121,7 +122,7 @@ class TargetDecoder(nn.Module):
                 for c in widths
             ]
         )
-        self.ups = stack_stages([UpMerge(a, b) for a, b in zip(widths, widths[1:])])
+        self.ups = stack_stages([UpMerge(a, b) for a, b in pairwise(widths)])
         self.last_unit = ResidualUnit(widths[-1], config.norm)
         self.head = nn.Conv3d(widths[-1], 1, 1)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, WeightsError
+from .config import PRECISIONS, Precision
 from .network import ICLNetwork
 from .weights import load_network
 
@@ -100,6 +101,22 @@ def _agrees_with_cpu(device: torch.device) -> bool:
     except (RuntimeError, NotImplementedError):
         return False
     return torch.allclose(expected, got, atol=1e-3)
+
+
+def choose_precision(precision: str, device: torch.device) -> Precision:
+    """Return the precision to run in; "auto" is bfloat16 where the hardware has it.
+
+    Raises
+    ------
+    InputError : float16 on a CPU, which has no fast path for it.
+    """
+    if precision == "auto":
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
+    if precision == "float16" and device.type == "cpu":
+        raise InputError('precision="float16" needs a GPU; use "bfloat16" or "float32"')
+    if precision not in PRECISIONS:
+        raise InputError(f'precision={precision!r} is not "auto" or one of {PRECISIONS}')
+    return precision
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

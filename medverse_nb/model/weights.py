@@ -121,7 +121,7 @@ def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key).float() for key in file.keys()}
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
     if "config" not in metadata:

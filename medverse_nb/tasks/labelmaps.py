@@ -44,7 +44,7 @@ class HeadMap:
 
 def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> HeadMap:
     """Read a 1 mm FreeSurfer label map; `values` fixes the numbering shared by a cohort."""
-    image = nib.as_closest_canonical(nib.load(path))
+    image = nib.as_closest_canonical(nib.nifti1.load(path))
     labels = np.asarray(image.dataobj).astype(np.int32)
     values = tuple(np.unique(labels).tolist() if values is None else values)
     lookup = np.zeros(max(*values, int(labels.max())) + 1, np.uint8)
@@ -66,7 +66,9 @@ def read_head_maps(folder: str | Path, subjects: Sequence[int]) -> list[HeadMap]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"label maps not found: {missing}")
-    values = sorted({int(v) for p in paths for v in np.unique(np.asarray(nib.load(p).dataobj))})
+    values = sorted(
+        {int(v) for p in paths for v in np.unique(np.asarray(nib.nifti1.load(p).dataobj))}
+    )
     return [read_head_map(path, values) for path in paths]
 
 

@@ -32,7 +32,7 @@ CONFIG = NetworkConfig(channels=(16, 32, 64, 64), window=32, output="sigmoid")
 TRAINING_SUBJECTS, VALIDATION_SUBJECTS = range(1, 13), range(13, 17)
 LARGEST_CONTEXT = 6
 PEAK_RATE, WARM_UP_STEPS, EMA_DECAY, CLIP = 1e-3, 300, 0.999, 1.0
-CHECKPOINT_EVERY_S, VALIDATE_EVERY_S, LOG_EVERY = 240, 600, 100
+CHECKPOINT_EVERY_S, VALIDATE_EVERY_S, LOG_EVERY = 240, 1200, 100
 VALIDATION_TASKS = 60
 
 
@@ -112,7 +112,8 @@ class Trainer:
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
-        self.network = ICLNetwork(CONFIG).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = ICLNetwork(CONFIG)
+        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=False
         )
@@ -126,7 +127,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = task_loss(predict(self.network, task), task.truth, task.kind)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
         if torch.isfinite(norm):
             self.optimizer.step()

@@ -82,9 +82,14 @@ def _blend(
     if labels is not None:
         for spec in classes:
             inside = labels == spec.number
-            tint = np.array(spec.colour) / 255
+            tint = np.array(_unit_colour(spec))
             colours[inside] = (1 - OPACITY) * colours[inside] + OPACITY * tint
     return colours
+
+
+def _unit_colour(spec: ClassSpec) -> tuple[float, float, float]:
+    red, green, blue = spec.colour
+    return red / 255, green / 255, blue / 255
 
 
 def _legend(figure: Figure, classes: Sequence[ClassSpec], labels: NDArray[Any] | None) -> None:
@@ -92,5 +97,5 @@ def _legend(figure: Figure, classes: Sequence[ClassSpec], labels: NDArray[Any] |
         return
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=np.array(c.colour) / 255, label=c.name) for c in classes[:8]]
+    handles = [Patch(color=_unit_colour(c), label=c.name) for c in classes[:8]]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

@@ -1,0 +1,89 @@
+"""Put the figures of `results.json` into the README and the model card.
+
+    python benchmarks/tables.py [--check]
+
+Tables stand between `<!-- benchmark:NAME -->` and `<!-- benchmark:end -->`; nobody types
+them. `--check` changes nothing and fails where a page is behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "models.md")
+BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
+
+
+def dice_table(result: dict[str, Any]) -> str:
+    """Return Dice by context size, the mean label beside it."""
+    lines = ["| context pairs | Dice | mean label |", "|---|---|---|"]
+    lines += [
+        f"| {row['context_size']} | {row['dice']:.3f} | {row['mean_label_dice']:.3f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def hippocampus(result: dict[str, Any]) -> str:
+    """Return the table of real hippocampus, and how it was measured."""
+    return (
+        f"{dice_table(result)}\n\nWhole hippocampus, native grid, {result['cases']} real cases "
+        f"and {result['draws']} draws of the context; the model has never been trained on a "
+        f"hippocampus or on a real scan. {measured(result)}"
+    )
+
+
+def held_out(result: dict[str, Any]) -> str:
+    """Return the table of held-out heads."""
+    return (
+        f"{dice_table(result)}\n\nMean over {result['tasks']} segmentation tasks on four held-out "
+        f"heads in unseen synthetic contrasts, one window, no feedback. {measured(result)}"
+    )
+
+
+def speed(result: dict[str, Any]) -> str:
+    """Return seconds and memory."""
+    lines = ["| what | figure |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in result.items() if key != "measured"]
+    return "\n".join(lines) + f"\n\n{measured(result)}"
+
+
+def measured(result: dict[str, Any]) -> str:
+    """Say on what and by which command a figure was measured."""
+    how = result["measured"]
+    return (
+        f"Measured {how['date']} on {how['threads']} threads of {how['processor']}, torch "
+        f"{how['versions']['torch']}: `{how['command']}`."
+    )
+
+
+TABLES = {"hippocampus": hippocampus, "held_out": held_out, "speed": speed}
+
+
+def render(page: str, results: dict[str, Any]) -> str:
+    """Return a page with its tables made anew."""
+    return BLOCK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]](results[m[2]])}\n\n{m[3]}", page)
+
+
+def main() -> None:
+    """Rewrite the pages, or check them."""
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    behind = []
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        new = render(text, results)
+        if new != text:
+            behind.append(path.name)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if behind and "--check" in sys.argv:
+        sys.exit(f"behind results.json: {behind}; run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
