@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
         )
     if request is None:
         return [table.spec(value, (value,)) for value in known]
-    if isinstance(request, str | bytes) or len(request) == 0:
+    if isinstance(request, str | bytes) or not isinstance(request, Collection) or not len(request):
         raise InputError('classes must be a list such as [1, 2] or a dict {"name": (1, 2)}')
     if isinstance(request, Mapping):
         specs = [
@@ -146,6 +146,8 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
             for number, (name, values) in enumerate(request.items(), 1)
         ]
     else:
+        if any(isinstance(v, Collection) and not isinstance(v, str) for v in request):
+            raise InputError('classes: a union needs a name: {"name": (1, 2)}')
         values = [_as_values(value)[0] for value in request]
         if len(set(values)) != len(values):
             raise InputError(f"classes has a value twice: {values}")
@@ -163,7 +165,7 @@ def _as_values(values: int | Sequence[int]) -> tuple[int, ...]:
     listed = [values] if not isinstance(values, Sequence) else list(values)
     try:
         numbers = tuple(int(value) for value in listed)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"classes: {values!r} are not integer label values") from error
     if not numbers or any(n <= 0 for n in numbers) or list(numbers) != listed:
         raise InputError(f"classes: {values!r} must be positive integers (0 is the background)")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .classes import Classes
-from .context import case_name, find_pairs, list_volumes
-from .errors import ContextError, InputError, MedverseError
+from .context import by_name, case_name, find_pairs, list_volumes
+from .errors import ContextError, InputError, MedverseError, OutputError
 from .session import ICLSession
 
 CaseProgress = Callable[[str, int, int], None]
@@ -54,21 +54,20 @@ def plan_cohort(
 
     Raises
     ------
-    ContextError : too few labelled cases, or no case left to predict.
+    ContextError : too few labelled cases, two targets of one name, or no case left to
+        predict.
     InputError : a target that is not there, a size below one.
     """
     for option, value in (("context_size", context_size), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{option} must be at least 1, got {value}")
     pairs = find_pairs(images, labels)
-    files: dict[str, Path] = {}
-    explicit: set[str] = set()
     for target in targets:
-        if target.is_dir():
-            files |= {case_name(path): path for path in list_volumes(target)}
-        else:
-            files[case_name(target)] = target
-            explicit.add(case_name(target))
+        if not target.exists():
+            raise InputError(f"{target.name}: no such file or folder: {target}")
+    explicit = {case_name(target) for target in targets if not target.is_dir()}
+    listed = [p for t in targets for p in (list_volumes(t) if t.is_dir() else [t])]
+    files = by_name({path.absolute(): path for path in listed}.values(), case_name)
     pool = [name for name in pairs if name not in explicit]
     if context_size is None:
         context = [name for name in pool if name not in files] or pool
@@ -83,7 +82,10 @@ def plan_cohort(
         raise ContextError(f"every labelled case in {images} is a target; none is left as context")
     left = [name for name in sorted(files) if name not in context]
     if not left:
-        raise ContextError("no case is left to predict: all targets serve as context")
+        raise ContextError(
+            "no case is left to predict: all targets serve as context; ask for fewer pairs "
+            "(context_size), or name a target's file"
+        )
     cases = [Case(n, files[n], pairs[n][1] if n in pairs else None) for n in left[:limit]]
     return Plan(context, cases)
 
@@ -100,7 +102,15 @@ def predict_cohort(
 
     Returns one row a case: name, output, seconds, Dice by class where the truth is known,
     or the error.
+
+    Raises
+    ------
+    OutputError : a result would overwrite a scan or its label.
     """
+    inputs = {path.resolve() for case in cases for path in (case.image, case.truth) if path}
+    for case in cases:
+        if (out / f"{case.name}.nii.gz").resolve() in inputs:
+            raise OutputError(f"{out}: {case.name}.nii.gz there is an input; choose another folder")
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
         if on_progress:

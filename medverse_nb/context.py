@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -175,6 +175,11 @@ def _integer_labels(
         return (values > label_threshold).astype(np.int32)
     rounded = np.rint(values)
     if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ContextError(
+                f"context pair {name!r}: label has non-finite values; fill them, such as "
+                "label.fillna(0)"
+            )
         off = np.abs(values - rounded) > INTEGER_TOLERANCE
         if off.any():
             shown = ", ".join(f"{v:.3g}" for v in np.unique(values[off])[:3])
@@ -248,11 +253,12 @@ def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, 
 
     Raises
     ------
-    ContextError : a missing or empty folder, a second channel, an image or label alone.
+    ContextError : a missing or empty folder, a second channel, two files of one name, an
+        image or label alone.
     """
-    label_files = {stem_of(path): path for path in list_volumes(labels)}
-    image_files: dict[str, Path] = {}
-    for path in list_volumes(images):
+    label_files = by_name(list_volumes(labels), stem_of)
+
+    def name_of(path: Path) -> str:
         stem = stem_of(path)
         name = stem if stem in label_files else case_name(path)
         head, _, channel = stem.rpartition("_")
@@ -260,7 +266,9 @@ def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, 
             raise ContextError(
                 f"{path}: is channel {channel}; one channel is used, keep the *_0000 files"
             )
-        image_files[name] = path
+        return name
+
+    image_files = by_name(list_volumes(images), name_of)
     alone = sorted(set(image_files) ^ set(label_files))
     if alone:
         raise ContextError(
@@ -268,6 +276,17 @@ def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, 
             f"{', ...' if len(alone) > 5 else ''} ({images}, {labels})"
         )
     return {name: (image_files[name], label_files[name]) for name in sorted(image_files)}
+
+
+def by_name(files: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
+    """Map names to files; two files of one name are a `ContextError`."""
+    found: dict[str, Path] = {}
+    for path in files:
+        name = name_of(path)
+        if name in found:
+            raise ContextError(f"two files are the case {name!r}: {found[name]}, {path}; keep one")
+        found[name] = path
+    return found
 
 
 def list_volumes(folder: str | Path) -> list[Path]:

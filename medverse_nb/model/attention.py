@@ -89,12 +89,21 @@ class BlockwiseCrossAttention(nn.Module):
         return (scores.to(wide) * self.scale).softmax(dim=-1)
 
     def forward(
-        self, query: Tensor, sources: list[Tensor], query_code: Tensor, source_codes: list[Tensor]
+        self,
+        query: Tensor,
+        sources: list[Tensor],
+        values: list[Tensor],
+        query_code: Tensor,
+        source_codes: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the attended map (B * K, C, X, Y, Z) and the attention of `weights`."""
+        """Return the attended map (B * K, C, X, Y, Z) and the attention of `weights`.
+
+        `values` are the maps to move, one for each source: the sources themselves in
+        Medverse, or any pointwise map of them.
+        """
         weights = self.weights(query, sources, query_code, source_codes)
-        values = torch.cat([to_blocks(s, self.p, self.partition) for s in sources], dim=1)
-        mixed = weights.to(values.dtype) @ values  # (B, K * p**3, C * voxels)
+        blocks = torch.cat([to_blocks(v, self.p, self.partition) for v in values], dim=1)
+        mixed = weights.to(blocks.dtype) @ blocks  # (B, K * p**3, C * voxels)
         mixed = rearrange(mixed, "b (k t) v -> (b k) t v", t=self.p**3)
         sides = (query.shape[2], query.shape[3], query.shape[4])
         return from_blocks(mixed, sides, self.p, self.partition), weights

@@ -6,7 +6,6 @@ the released weights (the papers' text says two units, which gives other paramet
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,13 +39,33 @@ def make_down(channels_in: int, channels_out: int) -> nn.Module:
     return nn.Conv3d(channels_in, channels_out, 4, stride=2, padding=1)
 
 
+class Mix(nn.Conv3d):
+    """A 1x1x1 convolution of two maps laid one after the other, without laying them.
+
+    The same weights as `conv(cat([first, second]))`; each half is applied where it is
+    cheapest, since a pointwise map commutes with upsampling and with moving blocks.
+    """
+
+    def __init__(self, channels_first: int, channels_second: int, channels_out: int) -> None:
+        super().__init__(channels_first + channels_second, channels_out, 1)
+        self.split = channels_first
+
+    def first(self, x: Tensor) -> Tensor:
+        """Return the first map's share, without the bias."""
+        return F.conv3d(x, self.weight[:, : self.split])
+
+    def second(self, x: Tensor) -> Tensor:
+        """Return the second map's share, bias included."""
+        return F.conv3d(x, self.weight[:, self.split :], self.bias)
+
+
 class UpMerge(nn.Module):
     """Double the sides of `x`, join it with the skip, and mix down to the skip's width."""
 
     def __init__(self, channels_in: int, channels_skip: int) -> None:
         super().__init__()
-        self.mix = nn.Conv3d(channels_in + channels_skip, channels_skip, 1)
+        self.mix = Mix(channels_in, channels_skip, channels_skip)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
-        return self.mix(torch.cat([x, skip], dim=1))
+        x = F.interpolate(self.mix.first(x), scale_factor=2, mode="trilinear", align_corners=False)
+        return x + self.mix.second(skip)

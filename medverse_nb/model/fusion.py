@@ -15,6 +15,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from .attention import BlockwiseCrossAttention, sincos_positions
+from .blocks import Mix
 from .config import NetworkConfig
 
 
@@ -53,13 +54,14 @@ class ConcatTargetToContext(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv3d(2 * channels, channels, 1)
+        self.mix = Mix(channels, channels, channels)
 
     def forward(self, context: Tensor, target: Tensor, autoregressive: bool) -> Tensor:
         """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z); this kind has no second context."""
         assert not autoregressive
-        target = repeat(target, "b ... -> (b k) ...", k=context.shape[0] // target.shape[0])
-        return F.gelu(context + self.mix(torch.cat([context, target], dim=1)))
+        shown = self.mix.second(target)
+        shown = repeat(shown, "b ... -> (b k) ...", k=context.shape[0] // target.shape[0])
+        return F.gelu(context + (self.mix.first(context) + shown))
 
 
 class ConcatContextToTarget(nn.Module):
@@ -67,10 +69,10 @@ class ConcatContextToTarget(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv3d(2 * channels, channels, 1)
+        self.mix = Mix(channels, channels, channels)
 
     def forward(self, target: Tensor, means: ContextMeans) -> Tensor:
-        return F.gelu(target + self.mix(torch.cat([means.semantic, target], dim=1)))
+        return F.gelu(target + (self.mix.first(means.semantic) + self.mix.second(target)))
 
 
 class AttentionTargetToContext(nn.Module):
@@ -81,16 +83,20 @@ class AttentionTargetToContext(nn.Module):
         self.attention = BlockwiseCrossAttention(
             channels, config.attention_dim, config.blocks_per_axis, config.partition
         )
-        self.mix = nn.Conv3d(2 * channels, channels, 1)
+        self.mix = Mix(channels, channels, channels)
         self.codes = [codes]  # in a list: shared, so not a submodule of every fusion
 
     def forward(self, context: Tensor, target: Tensor, autoregressive: bool) -> Tensor:
         """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z)."""
         codes = self.codes[0]
-        attended, _ = self.attention(
-            context, [target], codes.context(autoregressive), [codes.target()]
+        shown, _ = self.attention(
+            context,
+            [target],
+            [self.mix.second(target)],  # rows of the attention sum to one: the bias comes through
+            codes.context(autoregressive),
+            [codes.target()],
         )
-        return F.gelu(context + self.mix(torch.cat([context, attended], dim=1)))
+        return F.gelu(context + (self.mix.first(context) + shown))
 
 
 class AttentionContextToTarget(nn.Module):
@@ -101,7 +107,7 @@ class AttentionContextToTarget(nn.Module):
         self.attention = BlockwiseCrossAttention(
             channels, config.attention_dim, config.blocks_per_axis, config.partition
         )
-        self.mix = nn.Conv3d(2 * channels, channels, 1)
+        self.mix = Mix(channels, channels, channels)
         self.codes = [codes]
 
     def forward(self, target: Tensor, means: ContextMeans) -> Tensor:
@@ -110,5 +116,11 @@ class AttentionContextToTarget(nn.Module):
         if means.autoregressive is not None:
             sources.append(means.autoregressive)
             source_codes.append(codes.context(True))
-        attended, _ = self.attention(target, sources, codes.target(), source_codes)
-        return F.gelu(target + self.mix(torch.cat([attended, target], dim=1)))
+        given, _ = self.attention(
+            target,
+            sources,
+            [self.mix.first(source) for source in sources],
+            codes.target(),
+            source_codes,
+        )
+        return F.gelu(target + (given + self.mix.second(target)))
