@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import ContextError, InputError
@@ -50,6 +50,15 @@ class ClassTable:
         """Take over another table's entries."""
         self.names.update(other.names)
         self.colours.update(other.colours)
+
+    def specs(self, values: Sequence[int]) -> list[ClassSpec]:
+        """Describe single values; where two share a name, their value is added to it."""
+        found = [self.spec(value, (value,)) for value in values]
+        names = [one.name for one in found]
+        return [
+            replace(one, name=f"{one.name} ({one.number})") if names.count(one.name) > 1 else one
+            for one in found
+        ]
 
     def spec(self, number: int, values: tuple[int, ...], name: str | None = None) -> ClassSpec:
         """Describe a class; without an entry it is called `class N`."""
@@ -137,7 +146,7 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
             "the structure"
         )
     if request is None:
-        return [table.spec(value, (value,)) for value in known]
+        return table.specs(known)
     if isinstance(request, str | bytes) or not isinstance(request, Collection) or not len(request):
         raise InputError('classes must be a list such as [1, 2] or a dict {"name": (1, 2)}')
     if isinstance(request, Mapping):
@@ -151,7 +160,7 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
         values = [_as_values(value)[0] for value in request]
         if len(set(values)) != len(values):
             raise InputError(f"classes has a value twice: {values}")
-        specs = [table.spec(value, (value,)) for value in values]
+        specs = table.specs(values)
     for spec in specs:
         missing = sorted(set(spec.values) - set(known))
         if missing:

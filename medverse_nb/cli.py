@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .errors import InputError, MedverseError, NotBuiltYet
 
@@ -30,10 +31,10 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="3D in-context learning for medical images. Research use only, not a medical device.",
 )  # fmt: skip
-# typer has no name of its own for the error that all its usage errors come from.
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
-out_console = Console()
-log_console = Console(stderr=True)
+INTERRUPTED = 130
+# No markup: file and class names are shown as they are.
+out_console = Console(markup=False, highlight=False, emoji=False)
+log_console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 Targets = Annotated[list[Path], typer.Argument(help="Scans, or folders of scans.")]
 Images = Annotated[Path, typer.Option(help="Folder of labelled images (nnU-Net imagesTr).")]
@@ -86,7 +87,7 @@ def demo(
     """Segment a virtual brain and a phantom abdomen from four pairs, without a download."""
     from .demo import run_demo
 
-    rows = run_demo(out, lambda text: log_console.print(f"[dim]{text}"))
+    rows = run_demo(out, log_console.print)
     if as_json:
         _print_json({"rows": rows, "out": str(out)})
         return
@@ -129,18 +130,20 @@ def predict(
     session.resolve(wanted)
     with _progress(len(plan.cases)) as advance:
         rows = predict_cohort(session, plan.cases, out, classes=wanted, on_progress=advance)
+    failed = [row for row in rows if "error" in row]
+    for row in failed:
+        log_console.print(f"error: {row['case']}: {row['error']}", style="red", soft_wrap=True)
+    if len(failed) == len(rows):
+        raise typer.Exit(2)
     means = mean_scores(rows)
     summary = {"context": plan.context, "mean": means, "cases": rows}
     _write_json(out / "predictions.json", summary)
-    failed = [row for row in rows if "error" in row]
     if as_json:
         _print_json(summary)
     else:
         _print_cases(rows, means, out)
-    for row in failed:
-        log_console.print(f"[red]{row['case']}: {row['error']}", soft_wrap=True)
     if failed:
-        raise typer.Exit(1 if len(failed) < len(rows) else 2)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -195,7 +198,7 @@ def info(
         _print_json(facts)
         return
     for key, value in facts.items():
-        out_console.print(f"{key:12} {value}", highlight=False)
+        out_console.print(f"{key:12} {value}")
 
 
 @app.command()
@@ -208,9 +211,9 @@ def models(as_json: Json = False) -> None:
         _print_json(cards)
         return
     for card in cards:
-        out_console.print(f"[bold]{card['name']}[/]  {card['summary']}", highlight=False)
+        out_console.print(f"{card['name']}: {card['summary']}", style="bold")
         for key in ("parameters", "window", "licence", "training_data", "limits"):
-            out_console.print(f"  {key:14} {card[key]}", highlight=False)
+            out_console.print(f"  {key:14} {card[key]}")
 
 
 @app.command()
@@ -242,20 +245,23 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(str(error), 3)
     except MedverseError as error:
         _stop(str(error), 2)
-    except USAGE_ERROR as error:
-        _stop(str(error), 2)
+    except typer.BadParameter.__mro__[1] as error:  # type: ignore[misc]
+        # typer has no name of its own for the error that all its usage errors come from.
+        _stop(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted; finished cases are kept, nothing is half-written", 130)
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _stop("interrupted; finished cases are kept, nothing is half-written", INTERRUPTED)
     sys.exit(code)
 
 
-def _stop(message: str, code: int) -> None:
-    log_console.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+def _stop(message: str, code: int) -> NoReturn:
+    log_console.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
     sys.exit(code)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    log_console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+    log_console.print(Text.assemble(("warning: ", "yellow"), str(message)), soft_wrap=True)
 
 
 def _print_json(value: object) -> None:
@@ -296,8 +302,8 @@ def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]],
     out_console.print(table)
     for name, mean in means.items():
         told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in mean.items())
-        out_console.print(f"mean of {name}: {told}", highlight=False)
-    out_console.print(f"written to {out}/", highlight=False)
+        out_console.print(f"mean of {name}: {told}")
+    out_console.print(f"written to {out}/")
 
 
 def _number(value: float | None) -> str:
@@ -305,7 +311,7 @@ def _number(value: float | None) -> str:
 
 
 def _print_report(report: Report, pairs: int) -> None:
-    out_console.print(f"{pairs} pairs", highlight=False)
+    out_console.print(f"{pairs} pairs")
     if not report.findings:
         out_console.print("nothing found: the context looks sound")
         return

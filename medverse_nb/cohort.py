@@ -118,6 +118,8 @@ def predict_cohort(
         try:
             prediction = session.predict(case.image, classes=classes, truth=case.truth)
             written = prediction.write(out / f"{case.name}.nii.gz")
+        except OutputError:
+            raise  # the next case would be lost too
         except MedverseError as error:
             rows.append({"case": case.name, "error": str(error)})
             continue

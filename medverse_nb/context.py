@@ -121,7 +121,8 @@ def make_pair(
     Raises
     ------
     InputError : a volume that cannot be read.
-    ContextError : label of another shape than its image, fractional or negative values.
+    ContextError : label of another shape than its image, or fractional, negative or
+        non-finite values.
     """
     image_volume = read_volume(image, affine if _takes_affine(image) else None)
     label_volume = read_volume(label, _label_affine(label, affine, image_volume))
@@ -131,6 +132,11 @@ def make_pair(
         changes.append(change)
         warnings.warn(f"context pair {name!r}: {change}", VolumeWarning, stacklevel=3)
     if task == "segmentation":
+        if count := label_volume.attrs.get("non_finite", 0):
+            raise ContextError(
+                f"context pair {name!r}: label has {count} non-finite values; fill them with 0 "
+                "where there is background"
+            )
         values = _integer_labels(values, name, label_threshold)
     placed = make_volume(values, affine_of(image_volume), name=str(label_volume.name))
     return ContextPair(name, image_volume, placed, task, tuple(changes))

@@ -54,7 +54,7 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
     -------
     DataArray (x, y, z) in the file's axis order; stored scaling applied; integers stay
     integers. `attrs["changes"]` lists what was changed (non-finite voxels replaced by the
-    minimum, an axis of size one dropped).
+    minimum, an axis of size one dropped); `attrs["non_finite"]` counts the voxels replaced.
 
     Raises
     ------
@@ -208,6 +208,7 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 def _checked(data: NDArray[Any], affine: Any, name: str, attrs: dict[str, Any]) -> xr.DataArray:
     _check_shape(data.shape, name)
     changes: list[str] = []
+    replaced = 0
     if data.ndim == 4:
         data = data[..., 0]
         changes.append("dropped the fourth axis, of size 1")
@@ -220,8 +221,9 @@ def _checked(data: NDArray[Any], affine: Any, name: str, attrs: dict[str, Any]) 
             warnings.warn(f"{name}: {changes[-1]}", VolumeWarning, stacklevel=5)
     elif data.dtype.kind == "b":
         data = data.astype(np.uint8)
+    attrs = {**attrs, "changes": changes, "non_finite": replaced}
     try:
-        volume = make_volume(data, affine, name=name, attrs={**attrs, "changes": changes})
+        volume = make_volume(data, affine, name=name, attrs=attrs)
     except GeometryError as error:
         raise GeometryError(f"{name}: {error}") from error
     return volume

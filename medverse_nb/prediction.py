@@ -22,7 +22,7 @@ from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.windows import Window
 from .io import check_output, check_writable, stem_of, write_atomically, write_volume
-from .volume import affine_of, make_volume, values_of
+from .volume import affine_of, make_volume, values_of, with_data
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ class Prediction:
         dtype = (
             np.uint8 if numbers.max() < 256 else np.uint16 if numbers.max() < 65536 else np.int32
         )
-        mask = (best * xr.DataArray(numbers[index.values], dims=index.dims)).astype(dtype)
-        return mask.rename("mask").assign_attrs(self.target.attrs)
+        return with_data(self.target, (best.values * numbers[index.values]).astype(dtype), "mask")
 
     @property
     def answer(self) -> xr.DataArray:

@@ -28,7 +28,7 @@ class Cohort(NamedTuple):
     out: Path  # does not exist yet
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of public data and references beside the repository."""
     default = Path(__file__).parents[2] / "shared"
@@ -88,9 +88,10 @@ def cli(capsys):
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+        with warnings.catch_warnings():
             warnings.simplefilter("default")
-            main([str(argument) for argument in arguments])
+            with pytest.raises(SystemExit) as stop:
+                main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(stop.value.code or 0, captured.out, captured.err)
 

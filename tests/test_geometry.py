@@ -117,9 +117,7 @@ def test_world_of_a_rotated_source_is_exact_and_round_trips():
     there, back = placement(target, source, "world"), placement(source, target, "world")
     assert np.allclose(there @ back, np.eye(4))
     point = (3, 1, 4)
-    assert np.allclose(
-        apply(source.affine, apply(there, point)), apply(target.affine, point)
-    )
+    assert np.allclose(apply(source.affine, apply(there, point)), apply(target.affine, point))
 
 
 def test_rounding_noise_leaves_an_axis_aligned_map():

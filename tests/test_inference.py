@@ -168,9 +168,7 @@ def test_window_weights_by_hand():
     near = math.exp(-0.5 * (0.5 / 1.0) ** 2)  # half a voxel off the centre, sigma 1 of 8 voxels
     near_z = math.exp(-0.5 * (0.5 / 0.5) ** 2)
     assert weights[4, 4, 2] == pytest.approx(near * near * near_z, rel=1e-6)
-    assert weights[4, 5, 2] == pytest.approx(
-        near * math.exp(-0.5 * 1.5**2) * near_z, rel=1e-6
-    )
+    assert weights[4, 5, 2] == pytest.approx(near * math.exp(-0.5 * 1.5**2) * near_z, rel=1e-6)
     assert weights[0, 0, 0] == np.float32(SMALLEST_WEIGHT)
     with pytest.raises(ValueError, match="read-only"):
         weights[0, 0, 0] = 1
@@ -269,7 +267,10 @@ def test_one_window_is_one_forward():
     network = ICLNetwork(NetworkConfig(channels=(4, 4), window=8)).eval()
     target, image, label = draw_arrays((8, 8, 8))
     got = predict_array(network, target, image, label)
-    tensors = [torch.from_numpy(a) for a in (target[None, None], image[None, :, None], label[None, :, None])]
+    tensors = [
+        torch.from_numpy(a)
+        for a in (target[None, None], image[None, :, None], label[None, :, None])
+    ]
     assert np.abs(got - network(*tensors)[0, 0].numpy()).max() < 1e-6
     with_pad = predict_array(network, *(a[..., :6, :] for a in (target, image, label)))
     padded = [torch.nn.functional.pad(t[..., :6, :], (0, 0, 0, 2)) for t in tensors]
@@ -282,9 +283,9 @@ def test_one_window_is_one_forward():
 def test_feedback_is_the_coarser_prediction_clipped():
     """0.25, then the fed-back label plus 0.5 at each scale; what is fed back is clipped to 1."""
     stub = Stub(
-        lambda given: torch.full_like(given.target, 0.25)
-        if given.ar_label is None
-        else given.ar_label + 0.5
+        lambda given: (
+            torch.full_like(given.target, 0.25) if given.ar_label is None else given.ar_label + 0.5
+        )
     )
     steps = run(stub, *draw_arrays((40, 12, 9)), Settings(scales=4))
     for step, expected in zip(steps, (0.25, 0.75, 1.25, 1.5), strict=True):
@@ -322,7 +323,9 @@ def test_two_scales_by_hand_on_a_real_network():
     target, image, label = draw_arrays((16, 16, 16), pairs=2)
     coarse = [torch.from_numpy(resize(a, (8, 8, 8))) for a in (target, image, label)]
     first = network(coarse[0][None, None], coarse[1][None, :, None], coarse[2][None, :, None])
-    fed = [torch.from_numpy(resize(a, (16, 16, 16))) for a in (coarse[0].numpy(), first[0, 0].numpy())]
+    fed = [
+        torch.from_numpy(resize(a, (16, 16, 16))) for a in (coarse[0].numpy(), first[0, 0].numpy())
+    ]
     expected = np.zeros((16, 16, 16), np.float32)
     for start in itertools.product((0, 8), repeat=3):
         box = tuple(slice(a, a + 8) for a in start)
@@ -406,7 +409,10 @@ NAN = np.where(np.arange(512).reshape(8, 8, 8) == 77, np.nan, 0.5)
         ({"target": np.zeros((0, 8, 8))}, "not empty"),
         ({"target": np.zeros((1, 8, 8, 8))}, "target must be"),
         ({"context_image": np.zeros((8, 8, 8))}, r"context_image must be \(L, X, Y, Z\)"),
-        ({"context_image": np.zeros((3, 8, 8, 9))}, r"target's grid \(8, 8, 8\), got \(3, 8, 8, 9\)"),
+        (
+            {"context_image": np.zeros((3, 8, 8, 9))},
+            r"target's grid \(8, 8, 8\), got \(3, 8, 8, 9\)",
+        ),
         ({"context_label": np.zeros((3, 9, 8, 8))}, "context_label must be"),
         ({"context_label": np.zeros((2, 8, 8, 8))}, "got 3 images and 2 labels"),
         (

@@ -16,8 +16,9 @@ from medverse_nb.model.attention import (
     sincos_positions,
     to_blocks,
 )
-from medverse_nb.model.blocks import ResidualUnit, UpMerge, make_down
+from medverse_nb.model.blocks import Mix, ResidualUnit, UpMerge, make_down
 from medverse_nb.model.config import NetworkConfig
+from medverse_nb.model.fusion import ContextMeans
 from medverse_nb.model.memory import choose_mini_context_size
 from medverse_nb.model.network import ICLNetwork
 from medverse_nb.model.weights import load_network, read_notes, save_network, weights_hash
@@ -60,15 +61,22 @@ def draw_feedback(network: ICLNetwork, batch=1, sides=SIDES, dtype=torch.float64
     }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only wait for each other on networks this small, the more so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # --- the whole network ---------------------------------------------------------------------
 
 
 @all_kinds
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @torch.inference_mode()
-def test_pair_order_and_mini_context_size_change_nothing(
-    architecture, partition, dtype, tolerance
-):
+def test_pair_order_and_mini_context_size_change_nothing(architecture, partition, dtype, tolerance):
     network = make_network(architecture, partition, dtype=dtype)
     inputs = draw_inputs(dtype=dtype) | draw_feedback(network, dtype=dtype)
     expected = network(**inputs, mini_context_size=5)
@@ -297,6 +305,53 @@ def test_down_and_up_change_sides_and_width():
     assert not constant[0, 1:].any()
 
 
+@torch.inference_mode()
+def test_mixing_apart_is_convolving_what_is_laid_together():
+    torch.manual_seed(0)
+    mix = Mix(3, 5, 4).double()
+    a, b = draw(2, 3, 2, 4, 2, seed=1), draw(2, 5, 2, 4, 2, seed=2)
+    assert torch.allclose(mix.first(a) + mix.second(b), mix(torch.cat([a, b], dim=1)), atol=1e-12)
+    assert mix.first(torch.zeros_like(a)).abs().max() == 0  # the bias comes once, with the second
+
+
+@torch.inference_mode()
+def test_up_merge_is_upsampling_then_convolving():
+    torch.manual_seed(0)
+    up = UpMerge(5, 3).double()
+    x, skip = draw(2, 5, 2, 3, 4, seed=1), draw(2, 3, 4, 6, 8, seed=2)
+    enlarged = nn.functional.interpolate(x, scale_factor=2, mode="trilinear")
+    expected = up.mix(torch.cat([enlarged, skip], dim=1))
+    assert torch.allclose(up(x, skip), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("autoregressive", [False, True])
+@torch.inference_mode()
+def test_fusions_are_the_released_ones(kind, autoregressive):
+    """GELU(x + conv1([...])): which half comes first differs between the two directions."""
+    network = make_network(*kind)
+    autoregressive &= network.config.autoregressive
+    into_context = network.context_branch.fusions[0]
+    into_target = network.target_decoder.fusions[-1]
+    context, target = draw(3, 4, *SIDES, seed=1), draw(1, 4, *SIDES, seed=2)
+    semantic, fed_back = draw(1, 4, *SIDES, seed=3), draw(1, 4, *SIDES, seed=4)
+    means = ContextMeans(semantic, fed_back if autoregressive else None)
+    shown, given = target.expand_as(context), semantic
+    if network.codes is not None:
+        codes = network.codes
+        shown, _ = into_context.attention(
+            context, [target], [target], codes.context(autoregressive), [codes.target()]
+        )
+        sources = [semantic, fed_back][: 1 + autoregressive]
+        source_codes = [codes.context(False), codes.context(True)][: 1 + autoregressive]
+        given, _ = into_target.attention(target, sources, sources, codes.target(), source_codes)
+    gelu = nn.functional.gelu
+    expected = gelu(context + into_context.mix(torch.cat([context, shown], dim=1)))
+    assert torch.allclose(into_context(context, target, autoregressive), expected, atol=1e-12)
+    expected = gelu(target + into_target.mix(torch.cat([given, target], dim=1)))
+    assert torch.allclose(into_target(target, means), expected, atol=1e-12)
+
+
 # --- blockwise cross-attention -----------------------------------------------------------------
 
 
@@ -359,69 +414,68 @@ def test_positions_by_hand():
     assert len({tuple(row.tolist()) for row in codes}) == 8  # no two blocks share a code
 
 
-def naive_attention(module, query, sources, query_code, source_codes):
-    """Medverse Eqs. 5-9 with loops: one query map, one batch entry; lists of floats in and out."""
-    p, sides = module.p, query.shape[1:]
-    size = [side // p for side in sides]
+class NaiveAttention:
+    """Medverse Eqs. 5-9 voxel by voxel, for one query map (C, X, Y, Z) and one batch entry."""
 
-    def block_of(voxel):
-        if module.partition == "contiguous":
-            return tuple(v // n for v, n in zip(voxel, size, strict=True))
-        return tuple(v % p for v in voxel)
+    def __init__(self, module: BlockwiseCrossAttention, sides: tuple[int, int, int]) -> None:
+        self.module, self.p = module, module.p
+        self.voxels = list(itertools.product(*(range(side) for side in sides)))
+        self.size = [side // module.p for side in sides]  # of a contiguous block
 
-    def place_in_block(voxel):
-        if module.partition == "contiguous":
-            return tuple(v % n for v, n in zip(voxel, size, strict=True))
-        return tuple(v // p for v in voxel)
+    def address(self, voxel) -> tuple[int, tuple[int, ...]]:
+        """Return a voxel's block, and its place inside the block."""
+        quotients = [divmod(v, n) for v, n in zip(voxel, self.size, strict=True)]
+        if self.module.partition == "interleaved":
+            quotients = [divmod(v, self.p)[::-1] for v in voxel]
+        (i, j, k), place = zip(*quotients, strict=True)
+        return (i * self.p + j) * self.p + k, place
 
-    def token(block):
-        return (block[0] * p + block[1]) * p + block[2]
+    def pooled(self, volume):
+        """Eqs. 5-6."""
+        means = torch.zeros(self.p**3, len(volume), dtype=volume.dtype)
+        for voxel in self.voxels:
+            block, _ = self.address(voxel)
+            means[block] += volume[(slice(None), *voxel)] / math.prod(self.size)
+        return means
 
-    voxels = list(itertools.product(*(range(s) for s in sides)))
-    channels = range(query.shape[0])
+    def projected(self, volume, linear, code) -> list[list[float]]:
+        """Eqs. 7-8."""
+        rows = []
+        for t, row in enumerate(self.pooled(volume)):
+            rows.append([])
+            for m in range(len(linear.bias)):
+                product = sum(
+                    float(w) * float(v) for w, v in zip(linear.weight[m], row, strict=True)
+                )
+                rows[t].append(product + float(linear.bias[m]) + float(code[0, t, m]))
+        return rows
 
-    def pooled(volume):  # Eqs. 5-6
-        sums = [[0.0 for _ in channels] for _ in range(p**3)]
-        for voxel in voxels:
-            for c in channels:
-                sums[token(block_of(voxel))][c] += float(volume[c][voxel])
-        return [[s / math.prod(size) for s in row] for row in sums]
+    def weights(self, query, sources, query_code, source_codes) -> list[list[float]]:
+        """Eq. 9."""
+        keys = []
+        for source, code in zip(sources, source_codes, strict=True):
+            keys += self.projected(source, self.module.key, code)
+        rows = []
+        for q in self.projected(query, self.module.query, query_code):
+            scores = [
+                sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q)) for k in keys
+            ]
+            exponents = [math.exp(score) for score in scores]
+            rows.append([e / sum(exponents) for e in exponents])
+        return rows
 
-    def projected(rows, linear, code):  # Eqs. 7-8
-        result = []
-        for t, row in enumerate(rows):
-            result.append(
-                [
-                    sum(w * v for w, v in zip(weights, row, strict=True)) + bias + float(code[t][m])
-                    for m, (weights, bias) in enumerate(
-                        zip(linear.weight.tolist(), linear.bias.tolist(), strict=True)
-                    )
-                ]
-            )
-        return result
-
-    queries = projected(pooled(query), module.query, query_code[0])
-    keys = []
-    for source, code in zip(sources, source_codes, strict=True):
-        keys += projected(pooled(source), module.key, code[0])
-    attention = []
-    for q in queries:  # Eq. 9
-        scores = [sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q)) for k in keys]
-        exponents = [math.exp(s) for s in scores]
-        attention.append([e / sum(exponents) for e in exponents])
-    values = [{} for _ in range(p**3 * len(sources))]  # (place, channel) -> value, per token
-    for number, source in enumerate(sources):
-        for voxel in voxels:
-            for c in channels:
-                key = (place_in_block(voxel), c)
-                values[number * p**3 + token(block_of(voxel))][key] = float(source[c][voxel])
-    answer = torch.zeros_like(query)
-    for voxel in voxels:
-        row = attention[token(block_of(voxel))]
-        for c in channels:
-            key = (place_in_block(voxel), c)
-            answer[c][voxel] = sum(w * v[key] for w, v in zip(row, values, strict=True))
-    return answer, torch.tensor(attention, dtype=query.dtype)
+    def attend(self, weights, sources):
+        """Y = A V, and back to the volume: a voxel mixes the same place in every block."""
+        voxel_at = {self.address(voxel): voxel for voxel in self.voxels}
+        answer = torch.zeros_like(sources[0])
+        for voxel in self.voxels:
+            block, place = self.address(voxel)
+            for number, source in enumerate(sources):
+                for other in range(self.p**3):
+                    there = (slice(None), *voxel_at[other, place])
+                    weight = weights[block][number * self.p**3 + other]
+                    answer[(slice(None), *voxel)] += weight * source[there]
+        return answer
 
 
 @both_partitions
@@ -435,14 +489,15 @@ def test_attention_is_the_papers_equations(partition):
     sources = [3 * draw(batch, channels, 4, 2, 6, seed=s) - 1 for s in (2, 3)]
     positions = sincos_positions(p, dim).double()
     codes = [positions + draw(dim, seed=s) for s in (4, 5, 6)]
-    answer, weights = module(query, sources, codes[0], codes[1:])
+    answer, weights = module(query, sources, sources, codes[0], codes[1:])
     assert weights.shape == (batch, queries * 8, 2 * 8)
+    naive = NaiveAttention(module, (4, 2, 6))
     for b, k in itertools.product(range(batch), range(queries)):
-        expected, attention = naive_attention(
-            module, query[b * queries + k], [s[b] for s in sources], codes[0], codes[1:]
-        )
-        assert (answer[b * queries + k] - expected).abs().max() < 1e-12
-        assert (weights[b, k * 8 : (k + 1) * 8] - attention).abs().max() < 1e-12
+        number, here = b * queries + k, [s[b] for s in sources]
+        attention = naive.weights(query[number], here, codes[0], codes[1:])
+        expected = torch.tensor(attention, dtype=torch.float64)
+        assert (weights[b, k * 8 : (k + 1) * 8] - expected).abs().max() < 1e-12
+        assert (answer[number] - naive.attend(attention, here)).abs().max() < 1e-12
     assert weights.std() > 1e-3  # not uniform, where every block mistake would hide
 
 
@@ -467,7 +522,7 @@ def test_constant_sources_stay_constant_under_attention(partition):
     module = BlockwiseCrossAttention(3, 12, 4, partition).double()
     codes = sincos_positions(4, 12).double()
     source = torch.full((1, 3, 4, 4, 4), 0.7, dtype=torch.float64)
-    attended, _ = module(draw(1, 3, 4, 4, 4), [source], codes, [codes])
+    attended, _ = module(draw(1, 3, 4, 4, 4), [source], [source], codes, [codes])
     assert (attended - 0.7).abs().max() < 1e-12
 
 

@@ -66,9 +66,13 @@ class NetworkConfig:
             raise WeightsError(
                 f"network config: channels={self.channels!r} need two stages or more"
             )
-        if self.attention_dim % 6:
+        if self.attention_dim < 6 or self.attention_dim % 6:
             raise WeightsError(
                 f"network config: attention_dim={self.attention_dim} must be a multiple of 6"
+            )
+        if self.blocks_per_axis < 1:
+            raise WeightsError(
+                f"network config: blocks_per_axis={self.blocks_per_axis} must be >= 1"
             )
         if self.window <= 0 or self.window % self.multiple:
             raise WeightsError(
@@ -93,6 +97,8 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
         """Build a config from JSON values; an unknown key is a `WeightsError`."""
+        if not isinstance(values, dict):
+            raise WeightsError(f"network config: must be a dict, got {type(values).__name__}")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise WeightsError(f"network config: unknown keys {sorted(unknown)}")

@@ -150,9 +150,12 @@ def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
         raise WeightsError(
             f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters)"
         )
-    settings = checkpoint["hyper_parameters"]
+    settings, stored = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    named = isinstance(stored, dict) and all(isinstance(key, str) for key in stored)
+    if not named or not isinstance(settings, dict):
+        raise WeightsError(f"{path}: state_dict and hyper_parameters must be dicts with text keys")
     name = str(settings.get("model_name", "")).lower()
-    state = {translate_released_key(key): value for key, value in checkpoint["state_dict"].items()}
+    state = {translate_released_key(key): value for key, value in stored.items()}
     if name not in RELEASED_ARCHITECTURES:
         name = "medverse" if "codes.positions" in state else "neuroverse3d"
     try:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Generator, Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..model.config import NetworkConfig
@@ -288,7 +288,7 @@ def main() -> None:
     run = Run(args.label_maps, args.minutes, args.run, args.seed, args.resume, args.workers)
     run.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(train_worker, (run, str(Path(folder) / "rendezvous")), nprocs=run.workers)  # type: ignore[no-untyped-call]
+        spawn(train_worker, (run, str(Path(folder) / "rendezvous")), nprocs=run.workers)
 
 
 if __name__ == "__main__":
