@@ -111,12 +111,15 @@ def draw_head_labels(
         point = first.centre
     point = point + (torch.rand(3, generator=generator) - 0.5) * 0.5 * width_mm
     place = (point - first.centre) / first.extent
-    jitter_mm = uniform(generator, 0, 0.19) * width_mm
+    # From registered scans, where the mean label is hard to beat, to hardly aligned ones.
+    misfit = uniform(generator, 0, 1) ** 2
+    jitter_mm = 0.19 * misfit * width_mm
+    affine = 0.02 + 0.08 * misfit
     maps = []
     for head in chosen:
         centre = head.centre + place * head.extent
         centre = centre + (torch.rand(3, generator=generator) * 2 - 1) * jitter_mm
-        grid = deformed_grid(generator, side, affine=0.1, elastic=0.04)
+        grid = deformed_grid(generator, side, affine, elastic=0.04)
         maps.append(gather_nearest(head.classes, centre.view(3, 1, 1, 1) + grid * width_mm / 2))
     return LabelDraw(torch.stack(maps), first.values, is_brain=True)
 
