@@ -44,8 +44,8 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
 
     Parameters
     ----------
-    source : path to NIfTI or `.npy`, nibabel image, `DataArray` of this package (returned
-        as it is), or array (X, Y, Z).
+    source : path to NIfTI or `.npy`, nibabel image, `DataArray` of this package, or
+        array (X, Y, Z).
     affine : (4, 4) voxel-to-RAS mm, only for `.npy` and arrays; a `.npy` may have a
         sidecar `NAME.affine.npy`. Without one: unit spacing and a warning.
     name : shown in messages; defaults to the file's name.
@@ -63,7 +63,7 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
     """
     if isinstance(source, xr.DataArray):
         affine_of(source)
-        return source
+        return _finite_volume(source, name or str(source.name or "volume"))
     if isinstance(source, nib.spatialimages.SpatialImage):
         _refuse_affine(affine, "a nibabel image")
         return _from_nibabel(source, name or _file_name(source) or "image")
@@ -227,6 +227,19 @@ def _checked(data: NDArray[Any], affine: Any, name: str, attrs: dict[str, Any]) 
     except GeometryError as error:
         raise GeometryError(f"{name}: {error}") from error
     return volume
+
+
+def _finite_volume(volume: xr.DataArray, name: str) -> xr.DataArray:
+    """Return the volume itself, or a copy without its non-finite voxels."""
+    if volume.dtype.kind != "f":
+        return volume
+    data, replaced = _finite(values_of(volume), name)
+    if not replaced:
+        return volume
+    change = f"replaced {replaced} non-finite voxels by the minimum"
+    warnings.warn(f"{name}: {change}", VolumeWarning, stacklevel=4)
+    changes = [*volume.attrs.get("changes", ()), change]
+    return volume.copy(data=data).assign_attrs(changes=changes, non_finite=replaced)
 
 
 def _finite(data: NDArray[Any], name: str) -> tuple[NDArray[Any], int]:

@@ -142,7 +142,7 @@ class Prediction:
                     "class": spec.name,
                     "number": spec.number,
                     "voxels": inside.size,
-                    "millilitres": round(inside.size * voxel_ml, 3),
+                    "millilitres": round(inside.size * voxel_ml, 6),
                     "mean": float(inside.mean()) if inside.size else float("nan"),
                     "spread": float(inside.std()) if inside.size else float("nan"),
                 }

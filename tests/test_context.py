@@ -295,3 +295,11 @@ def test_a_folder_of_files_becomes_pairs(cohort):
 def test_a_bad_file_names_itself(cohort):
     with pytest.raises(InputError, match=r"none\.nii"):
         make_pair(cohort.scan, cohort.root / "none.nii", name="a")
+
+
+def test_a_volume_with_nan_is_repaired_and_reported():
+    scan = make_volume(np.array([[[1.0, np.nan], [3.0, 4.0]]]), np.eye(4), name="scan")
+    with pytest.warns(VolumeWarning, match="replaced 1 non-finite"):
+        pair = make_pair(scan, np.ones((1, 2, 2), np.uint8), name="a")
+    assert pair.image.values.tolist() == [[[1, 1], [3, 4]]]
+    assert pair.changes == ("replaced 1 non-finite voxels by the minimum",)

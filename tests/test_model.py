@@ -635,3 +635,10 @@ def test_released_names_are_translated_and_missing_ones_named(tmp_path, shared):
     torch.save(checkpoint, tmp_path / "cut.ckpt")
     with pytest.raises(WeightsError, match=r"missing keys \['target_decoder.head.bias'\] \(1\)"):
         load_network(tmp_path / "cut.ckpt")
+
+
+def test_saved_twice_gives_one_hash(tmp_path):
+    network = ICLNetwork(NetworkConfig(channels=(4, 4), window=8))
+    for name in ("a", "b"):
+        save_network(network, tmp_path / f"{name}.safetensors", one="1", two="2", three="3")
+    assert weights_hash(tmp_path / "a.safetensors") == weights_hash(tmp_path / "b.safetensors")

@@ -665,7 +665,10 @@ def test_a_mask_with_nan_is_refused(new_session):
     """xarray's `where` leaves NaN, which no integer type can hold."""
     session = fill(new_session(mean_label), line(1, 2, 0, 0))
     mask = session.predict(SCAN, affine=STRAIGHT).mask
-    with pytest.raises(ContextError, match="non-finite values; fill them"):
+    with (
+        pytest.warns(VolumeWarning, match="replaced"),
+        pytest.raises(ContextError, match="non-finite values; fill them"),
+    ):
         session.accept(mask=mask.where(mask == 1))
     assert len(session.context) == 1
     assert along(session.accept(mask=mask.where(mask == 1, 0)).label) == [1, 0, 0, 0]
@@ -771,12 +774,17 @@ def test_non_finite_voxels_are_replaced_and_reported(new_session):
     assert np.array_equal(prediction.probability.values, expected.probability.values)
 
 
-def test_a_data_array_with_non_finite_voxels_is_an_input_error_or_mended(new_session):
-    """Arithmetic on a volume can make NaN; it never ends in another library's error."""
+def test_a_data_array_with_non_finite_voxels_is_mended_aloud(new_session):
+    """Arithmetic on a volume can make NaN."""
     volume = read_volume(nib.Nifti1Image(SCAN, STRAIGHT))
     session = fill(new_session(), line(1, 2, 0, 0))
-    with pytest.raises(InputError, match="non-finite"):
-        session.predict(volume.where(volume > 0.2))
+    holed = volume.where(volume > 0.2)
+    with pytest.warns(VolumeWarning, match="non-finite"):
+        prediction = session.predict(holed)
+    filled = holed.fillna(float(holed.min()))
+    expected = session.predict(filled)
+    assert np.array_equal(prediction.probability.values, expected.probability.values)
+    assert np.isnan(holed.values).any()
 
 
 def test_a_constant_target_is_predicted_and_reported(new_session):

@@ -98,8 +98,16 @@ def save_network(
     }
     metadata = {"format": FORMAT, "config": json.dumps(network.config.to_dict()), **notes}
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(save(state, metadata=metadata))
+    temporary.write_bytes(_with_sorted_header(save(state, metadata=metadata)))
     temporary.replace(path)
+
+
+def _with_sorted_header(file: bytes) -> bytes:
+    """Sort a safetensors header, which is written in random order, so that hashes repeat."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[8 + size :]
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
