@@ -97,11 +97,11 @@ def validate(
     }
 
 
-def learning_rate(progress: Progress, budget_s: float) -> float:
+def learning_rate(progress: Progress, budget_s: float, peak: float = PEAK_RATE) -> float:
     """Warm up by steps, then a cosine of the time used down to 1% of the peak."""
     used = min(1.0, progress.elapsed_s / budget_s)
     cosine = 0.5 * (1 + torch.cos(torch.tensor(used * torch.pi)).item())
-    return PEAK_RATE * min(1.0, (progress.step + 1) / WARM_UP_STEPS) * (0.01 + 0.99 * cosine)
+    return peak * min(1.0, (progress.step + 1) / WARM_UP_STEPS) * (0.01 + 0.99 * cosine)
 
 
 def average_gradients(network: torch.nn.Module) -> None:
@@ -183,6 +183,7 @@ class Run:
     seed: int
     resume: bool
     workers: int
+    peak_rate: float = PEAK_RATE
 
     @property
     def checkpoint(self) -> Path:
@@ -204,7 +205,7 @@ def train_worker(worker: int, run: Run, rendezvous: str) -> None:
     progress = trainer.progress
     while progress.elapsed_s < run.minutes * 60:
         task = training_task(heads, run.seed, progress.step, worker)
-        loss = trainer.step(task, learning_rate(progress, run.minutes * 60))
+        loss = trainer.step(task, learning_rate(progress, run.minutes * 60, run.peak_rate))
         elapsed = torch.tensor(keeper.after_step(loss) if keeper else 0.0)
         dist.broadcast(elapsed, src=0)
         progress.elapsed_s = elapsed.item()
@@ -284,8 +285,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--peak-rate", type=float, default=PEAK_RATE)
     args = parser.parse_args()
-    run = Run(args.label_maps, args.minutes, args.run, args.seed, args.resume, args.workers)
+    run = Run(
+        args.label_maps,
+        args.minutes,
+        args.run,
+        args.seed,
+        args.resume,
+        args.workers,
+        args.peak_rate,
+    )
     run.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         spawn(train_worker, (run, str(Path(folder) / "rendezvous")), nprocs=run.workers)
