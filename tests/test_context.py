@@ -201,7 +201,10 @@ def test_a_taken_name_adds_nothing():
 
 def test_a_computed_label_with_holes_is_refused():
     values = make_volume(label(np.float32), AFFINE)
-    with pytest.raises(ContextError, match="non-finite"):
+    with (
+        pytest.warns(VolumeWarning, match="replaced"),
+        pytest.raises(ContextError, match="non-finite"),
+    ):
         pair(nib.Nifti1Image(image(), AFFINE), values.where(values != 2), affine=None)
 
 
