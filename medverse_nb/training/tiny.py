@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -202,8 +203,10 @@ def train_worker(worker: int, run: Run, rendezvous: str) -> None:
         trainer.load(run.checkpoint)
     heads = read_head_maps(run.label_maps, TRAINING_SUBJECTS)
     keeper = Keeper(run, trainer) if worker == 0 else None
-    progress = trainer.progress
+    progress, parent = trainer.progress, os.getppid()
     while progress.elapsed_s < run.minutes * 60:
+        if os.getppid() != parent:  # killed: its workers must not write on beside the next run
+            sys.exit("the run that started this worker has ended")
         task = training_task(heads, run.seed, progress.step, worker)
         loss = trainer.step(task, learning_rate(progress, run.minutes * 60, run.peak_rate))
         elapsed = torch.tensor(keeper.after_step(loss) if keeper else 0.0)
