@@ -208,25 +208,18 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 def _checked(data: NDArray[Any], affine: Any, name: str, attrs: dict[str, Any]) -> xr.DataArray:
     _check_shape(data.shape, name)
     changes: list[str] = []
-    replaced = 0
     if data.ndim == 4:
         data = data[..., 0]
         changes.append("dropped the fourth axis, of size 1")
     if data.dtype.kind not in "biuf":
         raise InputError(f"{name}: voxels of type {data.dtype} are not numbers")
-    if data.dtype.kind == "f":
-        data, replaced = _finite(data, name)
-        if replaced:
-            changes.append(f"replaced {replaced} non-finite voxels by the minimum")
-            warnings.warn(f"{name}: {changes[-1]}", VolumeWarning, stacklevel=5)
-    elif data.dtype.kind == "b":
+    if data.dtype.kind == "b":
         data = data.astype(np.uint8)
-    attrs = {**attrs, "changes": changes, "non_finite": replaced}
     try:
-        volume = make_volume(data, affine, name=name, attrs=attrs)
+        volume = make_volume(data, affine, name=name, attrs={**attrs, "changes": changes})
     except GeometryError as error:
         raise GeometryError(f"{name}: {error}") from error
-    return volume
+    return _finite_volume(volume, name)
 
 
 def _finite_volume(volume: xr.DataArray, name: str) -> xr.DataArray:
@@ -237,7 +230,7 @@ def _finite_volume(volume: xr.DataArray, name: str) -> xr.DataArray:
     if not replaced:
         return volume
     change = f"replaced {replaced} non-finite voxels by the minimum"
-    warnings.warn(f"{name}: {change}", VolumeWarning, stacklevel=4)
+    warnings.warn(f"{name}: {change}", VolumeWarning, stacklevel=5)
     changes = [*volume.attrs.get("changes", ()), change]
     return volume.copy(data=data).assign_attrs(changes=changes, non_finite=replaced)
 

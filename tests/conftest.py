@@ -38,6 +38,17 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread():
+    """Threads only wait for each other on networks this small, the more so on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
     """A network with random weights: window 8, a millisecond a pass."""

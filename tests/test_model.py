@@ -23,6 +23,8 @@ from medverse_nb.model.memory import choose_mini_context_size
 from medverse_nb.model.network import ICLNetwork
 from medverse_nb.model.weights import load_network, read_notes, save_network, weights_hash
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDES = (8, 16, 8)
 PARTITIONS = ("contiguous", "interleaved")
 KINDS = [("medverse", "contiguous"), ("medverse", "interleaved"), ("neuroverse3d", "interleaved")]
@@ -59,15 +61,6 @@ def draw_feedback(network: ICLNetwork, batch=1, sides=SIDES, dtype=torch.float64
         "ar_image": draw(batch, 1, 1, *sides, seed=4, dtype=dtype),
         "ar_label": draw(batch, 1, 1, *sides, seed=5, dtype=dtype).round(),
     }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads only wait for each other on networks this small, the more so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the whole network ---------------------------------------------------------------------

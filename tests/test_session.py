@@ -18,6 +18,8 @@ from medverse_nb.io import VolumeWarning
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.weights import weights_hash
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ORIENTATIONS = [
     "".join(codes)
     for axes in itertools.permutations(("RL", "AP", "SI"))
@@ -72,15 +74,6 @@ class Stub(nn.Module):
 
     def forward(self, target, context_image, context_label, *_feedback, **_settings):
         return self.answer(SimpleNamespace(target=target, image=context_image, label=context_label))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads only wait for each other on networks this small, the more so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

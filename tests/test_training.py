@@ -24,14 +24,10 @@ from medverse_nb.training.tiny import (
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, one_thread):
     """A network of a millisecond a step; torch's thread count as it was."""
     config = NetworkConfig(channels=(4, 8), window=16, output="sigmoid")
     monkeypatch.setattr(tiny, "CONFIG", config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

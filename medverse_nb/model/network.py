@@ -26,11 +26,6 @@ from .fusion import (
 from .memory import choose_mini_context_size
 
 
-def stack_stages(modules: list[nn.Module]) -> nn.ModuleList:
-    """Hold one module for each U-Net stage."""
-    return nn.ModuleList(modules)
-
-
 class TargetEncoder(nn.Module):
     """Encode the target (B, 1, X, Y, Z) into one feature map for each stage.
 
@@ -41,8 +36,8 @@ class TargetEncoder(nn.Module):
         super().__init__()
         widths = config.channels
         self.embedding = nn.Conv3d(1, widths[0], 1)
-        self.units = stack_stages([ResidualUnit(c, config.norm) for c in widths[:-1]])
-        self.downs = stack_stages([make_down(a, b) for a, b in pairwise(widths)])
+        self.units = nn.ModuleList([ResidualUnit(c, config.norm) for c in widths[:-1]])
+        self.downs = nn.ModuleList([make_down(a, b) for a, b in pairwise(widths)])
 
     def forward(self, target: Tensor) -> list[Tensor]:
         features = []
@@ -63,8 +58,8 @@ class ContextBranch(nn.Module):
         super().__init__()
         widths = config.channels
         self.embedding = nn.Conv3d(2, widths[0], 1)
-        self.units = stack_stages([ResidualUnit(c, config.norm) for c in widths])
-        self.fusions = stack_stages(
+        self.units = nn.ModuleList([ResidualUnit(c, config.norm) for c in widths])
+        self.fusions = nn.ModuleList(
             [
                 ConcatTargetToContext(c)
                 if codes is None
@@ -72,9 +67,9 @@ class ContextBranch(nn.Module):
                 for c in widths[:-1]
             ]
         )
-        self.downs = stack_stages([make_down(a, b) for a, b in pairwise(widths)])
-        self.ups = stack_stages([UpMerge(a, b) for a, b in pairwise(widths[::-1])])
-        self.up_units = stack_stages([ResidualUnit(c, config.norm) for c in widths[-2::-1]])
+        self.downs = nn.ModuleList([make_down(a, b) for a, b in pairwise(widths)])
+        self.ups = nn.ModuleList([UpMerge(a, b) for a, b in pairwise(widths[::-1])])
+        self.up_units = nn.ModuleList([ResidualUnit(c, config.norm) for c in widths[-2::-1]])
 
     def forward(
         self, pairs: Tensor, target_features: list[Tensor], embedding: Tensor | None = None
@@ -113,8 +108,8 @@ class TargetDecoder(nn.Module):
     def __init__(self, config: NetworkConfig, codes: PositionCodes | None) -> None:
         super().__init__()
         widths = config.channels[::-1]
-        self.units = stack_stages([ResidualUnit(c, config.norm) for c in widths])
-        self.fusions = stack_stages(
+        self.units = nn.ModuleList([ResidualUnit(c, config.norm) for c in widths])
+        self.fusions = nn.ModuleList(
             [
                 ConcatContextToTarget(c)
                 if codes is None
@@ -122,7 +117,7 @@ class TargetDecoder(nn.Module):
                 for c in widths
             ]
         )
-        self.ups = stack_stages([UpMerge(a, b) for a, b in pairwise(widths)])
+        self.ups = nn.ModuleList([UpMerge(a, b) for a, b in pairwise(widths)])
         self.last_unit = ResidualUnit(widths[-1], config.norm)
         self.head = nn.Conv3d(widths[-1], 1, 1)
 
