@@ -443,15 +443,25 @@ class NaiveAttention:
                 rows[t].append(product + float(linear.bias[m]) + float(code[0, t, m]))
         return rows
 
+    def bias(self, query: int, key: int) -> float:
+        if self.module.bias is None:
+            return 0.0
+        places = [(t // self.p**2, t // self.p % self.p, t % self.p) for t in (query, key)]
+        i, j, k = (a - b + self.p - 1 for a, b in zip(*places, strict=True))
+        side = 2 * self.p - 1
+        return float(self.module.bias.table[(i * side + j) * side + k])
+
     def weights(self, query, sources, query_code, source_codes) -> list[list[float]]:
-        """Eq. 9."""
+        """Eq. 9, and the relative position bias of our own models."""
         keys = []
         for source, code in zip(sources, source_codes, strict=True):
             keys += self.projected(source, self.module.key, code)
         rows = []
-        for q in self.projected(query, self.module.query, query_code):
+        for t, q in enumerate(self.projected(query, self.module.query, query_code)):
             scores = [
-                sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q)) for k in keys
+                sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q))
+                + self.bias(t, number % self.p**3)
+                for number, k in enumerate(keys)
             ]
             exponents = [math.exp(score) for score in scores]
             rows.append([e / sum(exponents) for e in exponents])
@@ -472,11 +482,14 @@ class NaiveAttention:
 
 
 @both_partitions
+@pytest.mark.parametrize("position_bias", ["none", "relative"])
 @torch.inference_mode()
-def test_attention_is_the_papers_equations(partition):
+def test_attention_is_the_papers_equations(partition, position_bias):
     torch.manual_seed(0)
     channels, dim, p = 2, 6, 2
-    module = BlockwiseCrossAttention(channels, dim, p, partition).double()
+    module = BlockwiseCrossAttention(channels, dim, p, partition, position_bias).double()
+    if module.bias is not None:
+        module.bias.table += draw(27, seed=9).float()
     batch, queries = 2, 2
     query = draw(batch * queries, channels, 4, 2, 6, seed=1) - 0.5
     sources = [3 * draw(batch, channels, 4, 2, 6, seed=s) - 1 for s in (2, 3)]
@@ -505,6 +518,21 @@ def test_attention_rows_sum_to_one(partition):
     assert weights.shape == (2, 2 * 64, 2 * 64)
     assert (weights.sum(-1) - 1).abs().max() < 1e-12
     assert weights.min() >= 0
+
+
+@both_partitions
+@torch.inference_mode()
+def test_with_a_position_bias_blocks_start_by_looking_at_their_own_place(partition):
+    torch.manual_seed(0)
+    codes = sincos_positions(4, 66).double()
+    query, source = draw(1, 3, 8, 8, 8, seed=1), draw(1, 3, 8, 8, 8, seed=2)
+    shares = {}
+    for position_bias in ("none", "relative"):
+        module = BlockwiseCrossAttention(3, 66, 4, partition, position_bias).double()
+        weights = module.weights(query, [source], codes, [codes])[0]
+        shares[position_bias] = float(weights.diagonal().mean())
+    assert shares["none"] < 0.03
+    assert 0.7 < shares["relative"] < 0.9
 
 
 @both_partitions

@@ -1,7 +1,9 @@
 """Blockwise cross-attention (BAM): blocks, positions, attention.
 
 Source: Medverse Eqs. 5-9. Deviations, as in the released weights: projections have a
-bias, and the target's blocks carry a learned code of their own.
+bias, and the target's blocks carry a learned code of their own. Our own models can add a
+relative position bias: over 4 x 4 x 4 blocks the sin-cos codes hardly differ, so without it
+attention starts uniform, averages far-apart blocks, and mostly stays so.
 """
 
 from __future__ import annotations
@@ -10,7 +12,11 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from .config import Partition
+from .config import Partition, PositionBias
+
+# Added to a block's score for the block at its own place, before training: that block then
+# gets 0.8 of the attention among 64 alike ones, and the fusion starts voxel by voxel.
+SAME_BLOCK_BIAS = 5.5
 
 # Axis order of a block's token is x, y, z row-major: token = (i * p + j) * p + k.
 BLOCKS: dict[Partition, str] = {
@@ -52,16 +58,44 @@ def sincos_positions(p: int, dim: int, temperature: float = 10000.0) -> Tensor:
     return torch.cat(parts, dim=1)[None].float()
 
 
+class RelativePositionBias(nn.Module):
+    """Learn one number for each offset between two of `p`**3 blocks, shared by all sources."""
+
+    offsets: Tensor
+
+    def __init__(self, p: int) -> None:
+        super().__init__()
+        sides = (2 * p - 1,) * 3
+        table = torch.zeros(sides)
+        table[p - 1, p - 1, p - 1] = SAME_BLOCK_BIAS
+        self.table = nn.Parameter(table.flatten())
+        place = torch.cartesian_prod(*[torch.arange(p)] * 3).view(-1, 3)
+        x, y, z = (place[:, None] - place[None] + p - 1).unbind(-1)
+        self.register_buffer("offsets", (x * sides[1] + y) * sides[2] + z, persistent=False)
+
+    def forward(self, queries: int, sources: int) -> Tensor:
+        """Return what to add to the scores: (queries * p**3, sources * p**3)."""
+        return self.table[self.offsets].repeat(queries, sources)
+
+
 class BlockwiseCrossAttention(nn.Module):
     """Let every block of the query look at every block of the sources.
 
     Values are not projected: attention moves whole blocks, at full resolution.
     """
 
-    def __init__(self, channels: int, dim: int, p: int, partition: Partition) -> None:
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        p: int,
+        partition: Partition,
+        position_bias: PositionBias = "none",
+    ) -> None:
         super().__init__()
         self.query = nn.Linear(channels, dim)
         self.key = nn.Linear(channels, dim)
+        self.bias = RelativePositionBias(p) if position_bias == "relative" else None
         self.p, self.partition, self.scale = p, partition, dim**-0.5
 
     def weights(
@@ -86,7 +120,10 @@ class BlockwiseCrossAttention(nn.Module):
         q = rearrange(q, "(b k) t m -> b (k t) m", b=batch)
         scores = q @ torch.cat(k, dim=1).transpose(1, 2)
         wide = torch.promote_types(scores.dtype, torch.float32)  # float64 stays, bfloat16 does not
-        return (scores.to(wide) * self.scale).softmax(dim=-1)
+        scores = scores.to(wide) * self.scale
+        if self.bias is not None:
+            scores = scores + self.bias(query.shape[0] // batch, len(sources))
+        return scores.softmax(dim=-1)
 
     def forward(
         self,

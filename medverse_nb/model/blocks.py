@@ -13,8 +13,8 @@ from .config import Norm
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """Return the normalisation layer called `norm` for `channels` feature maps."""
-    return nn.GroupNorm(min(8, channels), channels) if norm == "group" else nn.Identity()
+    """Return the normalisation layer called `norm`; groups are of eight `channels` each."""
+    return nn.GroupNorm(max(1, channels // 8), channels) if norm == "group" else nn.Identity()
 
 
 class ResidualUnit(nn.Module):

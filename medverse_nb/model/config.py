@@ -9,6 +9,7 @@ from ..errors import WeightsError
 
 Architecture = Literal["medverse", "neuroverse3d"]
 Partition = Literal["interleaved", "contiguous"]
+PositionBias = Literal["none", "relative"]
 Norm = Literal["none", "group"]
 Output = Literal["identity", "sigmoid"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -17,6 +18,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ("medverse", "neuroverse3d"),
     "partition": ("interleaved", "contiguous"),
+    "position_bias": ("none", "relative"),
     "norm": ("none", "group"),
     "output": ("identity", "sigmoid"),
 }
@@ -37,6 +39,8 @@ class NetworkConfig:
         "interleaved" the released weights. Unused by "neuroverse3d".
     blocks_per_axis : p of Medverse, so B = p**3 blocks.
     attention_dim : m of Medverse Eqs. 7-8, a multiple of 6.
+    position_bias : "none" as in the paper, or "relative" for our own models: BAM's scores
+        get a learned bias for each offset between two blocks.
     norm : "none" as in both papers, or "group" for our own experiments.
     output : "identity" (released) or "sigmoid" inside the network.
 
@@ -51,6 +55,7 @@ class NetworkConfig:
     partition: Partition = "interleaved"
     blocks_per_axis: int = 4
     attention_dim: int = 66
+    position_bias: PositionBias = "none"
     norm: Norm = "none"
     output: Output = "identity"
 

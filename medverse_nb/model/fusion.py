@@ -49,6 +49,17 @@ class PositionCodes(nn.Module):
         return self.positions + self.autoregressive_code if autoregressive else self.positions
 
 
+def make_attention(channels: int, config: NetworkConfig) -> BlockwiseCrossAttention:
+    """Return the BAM of one stage."""
+    return BlockwiseCrossAttention(
+        channels,
+        config.attention_dim,
+        config.blocks_per_axis,
+        config.partition,
+        config.position_bias,
+    )
+
+
 class ConcatTargetToContext(nn.Module):
     """Show every context pair the target's features. Source: Neuroverse3D Eqs. 3-4."""
 
@@ -80,9 +91,7 @@ class AttentionTargetToContext(nn.Module):
 
     def __init__(self, channels: int, config: NetworkConfig, codes: PositionCodes) -> None:
         super().__init__()
-        self.attention = BlockwiseCrossAttention(
-            channels, config.attention_dim, config.blocks_per_axis, config.partition
-        )
+        self.attention = make_attention(channels, config)
         self.mix = Mix(channels, channels, channels)
         self.codes = [codes]  # in a list: shared, so not a submodule of every fusion
 
@@ -104,9 +113,7 @@ class AttentionContextToTarget(nn.Module):
 
     def __init__(self, channels: int, config: NetworkConfig, codes: PositionCodes) -> None:
         super().__init__()
-        self.attention = BlockwiseCrossAttention(
-            channels, config.attention_dim, config.blocks_per_axis, config.partition
-        )
+        self.attention = make_attention(channels, config)
         self.mix = Mix(channels, channels, channels)
         self.codes = [codes]
 

@@ -34,10 +34,17 @@ from ..tasks.draw import TaskDraw, draw_task
 from ..tasks.labelmaps import HeadMap, read_head_maps
 from .losses import task_loss
 
-CONFIG = NetworkConfig(channels=(16, 32, 64, 64), window=32, output="sigmoid")
+CONFIG = NetworkConfig(
+    channels=(16, 32, 64, 64),
+    window=32,
+    partition="contiguous",
+    position_bias="relative",
+    norm="group",
+    output="sigmoid",
+)
 TRAINING_SUBJECTS, VALIDATION_SUBJECTS = range(1, 13), range(13, 17)
 LARGEST_CONTEXT = 4
-PEAK_RATE, WARM_UP_STEPS, EMA_DECAY, CLIP = 1e-3, 300, 0.999, 1.0
+PEAK_RATE, WARM_UP_STEPS, EMA_DECAY, CLIP = 2e-3, 300, 0.999, 1.0
 CHECKPOINT_EVERY_S, VALIDATE_EVERY_S, LOG_EVERY = 240, 1800, 100
 VALIDATION_TASKS = 60
 
