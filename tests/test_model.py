@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medverse_nb.errors import InputError, WeightsError
-from medverse_nb.model.apsp import context_mean, merge_context_mean
 from medverse_nb.model.attention import (
     BlockwiseCrossAttention,
     from_blocks,
@@ -224,31 +223,7 @@ def test_full_size_parameter_counts(architecture, millions):
     assert f"{count / 1e6:.2f}" == f"{millions:.2f}"
 
 
-# --- adaptive parallel-sequential processing -------------------------------------------------
-
-
-def test_the_running_mean_by_hand():
-    mean = torch.full((1, 1, 1, 1, 1), 2.0)  # of three pairs
-    mini = torch.tensor([5.0, 11.0]).view(1, 2, 1, 1, 1, 1)
-    assert merge_context_mean(mean, 3, mini).item() == pytest.approx((3 * 2 + 5 + 11) / 5)
-    assert mean.item() == 2.0  # not modified
-
-
-@pytest.mark.parametrize("mini_context_size", [1, 2, 3, 7, 9])
-def test_context_mean_sees_every_pair_once(mini_context_size):
-    pairs = draw(1, 7, 2, 2, 2, 2)
-    seen = []
-
-    def features(part):
-        chosen = pairs[:, part]
-        assert 1 <= chosen.shape[1] <= mini_context_size
-        seen.append(chosen.shape[1])
-        return [chosen, 2 * chosen]
-
-    once, twice = context_mean(features, 7, mini_context_size)
-    assert sum(seen) == 7
-    assert torch.allclose(once, pairs.mean(1), atol=1e-12)
-    assert torch.allclose(twice, 2 * pairs.mean(1), atol=1e-12)
+# --- memory ------------------------------------------------------------------------------------
 
 
 def test_mini_context_size_follows_free_memory(monkeypatch):

@@ -12,7 +12,6 @@ from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.weights import load_network, read_notes
 from medverse_nb.tasks.draw import TaskDraw, TaskRates, draw_task
 from medverse_nb.training import tiny
-from medverse_nb.training.losses import IMAGE_WEIGHT, soft_dice_loss, task_loss
 from medverse_nb.training.tiny import (
     Progress,
     Trainer,
@@ -40,34 +39,8 @@ def parameters_of(trainer: Trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trainer.network.parameters()]
 
 
-# --- losses ------------------------------------------------------------------------------------
-
-
 def mask(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, 1, -1, 1, 1)
-
-
-def test_soft_dice_by_hand():
-    loss = soft_dice_loss(mask(1, 0.5, 0), mask(1, 0, 0))
-    assert loss.item() == pytest.approx(1 - (2 * 1 + 1) / (1.5 + 1 + 1))
-    assert soft_dice_loss(mask(1, 0, 1), mask(1, 0, 1)).item() == pytest.approx(0)
-    assert soft_dice_loss(mask(0, 0), mask(0, 0)).item() == 0  # both empty
-    assert soft_dice_loss(mask(1, 1, 1), mask(0, 0, 0)).item() == pytest.approx(3 / 4)
-
-
-def test_soft_dice_is_the_mean_over_the_batch():
-    a, b = torch.cat([mask(1, 0), mask(1, 1)]), torch.cat([mask(1, 0), mask(0, 0)])
-    assert soft_dice_loss(a, b).item() == pytest.approx((0 + 2 / 3) / 2)
-
-
-def test_task_losses_by_hand():
-    prediction, truth = mask(0.8, 0.4), mask(1, 0)
-    entropy = -(math.log(0.8) + math.log(0.6)) / 2
-    dice = 1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)
-    assert task_loss(prediction, truth, "segmentation").item() == pytest.approx(entropy + dice)
-    for kind in ("inpainting", "bias_field"):
-        expected = IMAGE_WEIGHT * (0.2 + 0.4) / 2
-        assert task_loss(prediction, truth, kind).item() == pytest.approx(expected)
 
 
 def test_hard_dice_by_hand():

@@ -1,13 +1,15 @@
 """Adaptive parallel-sequential processing: any number of pairs in fixed memory.
 
-Source: Neuroverse3D Algorithm 1.
+Source: Neuroverse3D Algorithm 1; training: its section 3.1, Eqs. 2 and 10.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 
 def merge_context_mean(mean: Tensor, seen: int, mini: Tensor) -> Tensor:
@@ -28,7 +30,10 @@ def merge_context_mean(mean: Tensor, seen: int, mini: Tensor) -> Tensor:
 
 
 def context_mean(
-    features: Callable[[slice], Sequence[Tensor]], context_size: int, mini_context_size: int
+    features: Callable[[slice], Sequence[Tensor]],
+    context_size: int,
+    mini_context_size: int,
+    generator: Generator | None = None,
 ) -> list[Tensor]:
     """Average the context features of all pairs, at most `mini_context_size` at a time.
 
@@ -36,6 +41,10 @@ def context_mean(
     ----------
     features : maps a slice of pairs to one (B, K, C, X, Y, Z) tensor for each stage.
     context_size : L, at least 1.
+    generator : for training in fixed memory. The n mini-contexts come in a drawn order, only
+        the last keeps its graph, and its gradient is multiplied by n: over all orders that is
+        the gradient of the whole context (Eq. 2). The mean itself is the same. None keeps
+        every graph.
 
     Returns
     -------
@@ -43,13 +52,40 @@ def context_mean(
 
     Source: Neuroverse3D Eq. 1 and Algorithm 1.
     """
+    starts = list(range(0, context_size, mini_context_size))
+    if generator is not None:
+        starts = [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]
     means: list[Tensor] = []
-    for start in range(0, context_size, mini_context_size):
-        minis = features(slice(start, min(start + mini_context_size, context_size)))
-        if start == 0:
-            means = [mini.mean(dim=1) for mini in minis]
-        else:
+    seen = 0
+    for number, start in enumerate(starts, 1):
+        part = slice(start, min(start + mini_context_size, context_size))
+        forgets = generator is not None and number < len(starts)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not forgets):
+            minis = features(part)
+        if generator is not None and number == len(starts):
+            minis = [scale_gradient(mini, len(starts)) for mini in minis]
+        if seen:
             means = [
-                merge_context_mean(m, start, mini) for m, mini in zip(means, minis, strict=True)
+                merge_context_mean(m, seen, mini) for m, mini in zip(means, minis, strict=True)
             ]
+        else:
+            means = [mini.mean(dim=1) for mini in minis]
+        seen += part.stop - part.start
     return means
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return `x`, whose gradient will arrive multiplied by `factor`."""
+    scaled: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    return scaled

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ..errors import InputError
 from .apsp import context_mean
@@ -156,6 +156,7 @@ class ICLNetwork(nn.Module):
         ar_label: Tensor | None = None,
         *,
         mini_context_size: int | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """Predict (B, 1, X, Y, Z) in label units; a mask is the prediction above 0.5.
 
@@ -167,6 +168,7 @@ class ICLNetwork(nn.Module):
             and prediction. Only with an autoregressive branch.
         mini_context_size : pairs in one pass; None chooses by free memory. Any size gives
             the same answer up to rounding.
+        generator : training only: draws which mini-context keeps its graph (`context_mean`).
 
         Raises
         ------
@@ -184,7 +186,10 @@ class ICLNetwork(nn.Module):
         features = self.target_encoder(target)
         pairs = torch.cat([context_image, context_label], dim=2)
         semantic = context_mean(
-            lambda part: self.context_branch(pairs[:, part], features), size, mini_context_size
+            lambda part: self.context_branch(pairs[:, part], features),
+            size,
+            mini_context_size,
+            generator,
         )
         means = [ContextMeans(mean) for mean in semantic]
         if ar_image is not None and ar_label is not None:
