@@ -115,6 +115,13 @@ class Grid:
         """Centre of the box in RAS millimetres."""
         return np.asarray(self.affine[:3, :3] @ self.centre_vox + self.affine[:3, 3])
 
+    def resized(self, shape: Shape) -> Grid:
+        """Return the same box cut into `shape` voxels."""
+        ratio = np.array(self.shape) / np.array(shape)
+        enlarge = np.diag([*ratio, 1.0])
+        enlarge[:3, 3] = 0.5 * ratio - 0.5
+        return Grid(shape, np.asarray(self.affine @ enlarge))
+
 
 def placement(target: Grid, source: Grid, align: Align) -> Affine:
     """Return the (4, 4) map from target voxels to source voxels.

@@ -47,10 +47,8 @@ def recorded_steps(
     recorded = []
     for name, steps in zip(names, runs, strict=True):
         for step in steps:
-            ratio = np.array(grid.shape) / np.array(step.image.shape)
-            enlarge = np.diag([*ratio, 1.0])
-            enlarge[:3, 3] = 0.5 * ratio - 0.5
-            affine = grid.affine @ enlarge
+            x, y, z = step.image.shape
+            affine = grid.resized((x, y, z)).affine
             recorded.append(
                 PredictionStep(
                     step.scale,

@@ -33,10 +33,12 @@ from .inference.autoregressive import Settings, Step, run
 from .intensity import IntensityScale, quantile_scale
 from .io import Source, VolumeWarning, name_of, read_volume
 from .manifest import describe_run
-from .model.registry import choose_precision, find_weights, load_model
+from .model.device import choose_precision
+from .model.registry import find_weights, load_model
 from .model.weights import weights_hash
 from .placement import CanonicalVolume
 from .prediction import Prediction, recorded_steps
+from .tuning import Tuning, tune_on_pairs
 from .volume import values_of, with_data
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
@@ -89,6 +91,7 @@ class ICLSession:
         self.align: Align = align
         self.context = ContextSet()
         self.last: Prediction | None = None
+        self.tuning: Tuning | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,6 +101,7 @@ class ICLSession:
             "align": self.align,
             "device": str(self.device),
             "precision": self.precision,
+            "tuning": self.tuning.to_dict() if self.tuning else None,
         }
 
     def add_context(
@@ -260,6 +264,48 @@ class ICLSession:
             prediction = replace(prediction, score=self._score(prediction, known, canonical))
         self.last = prediction
         return prediction
+
+    def tune(
+        self,
+        seconds: float = 60,
+        *,
+        classes: Classes = None,
+        keep: bool | None = None,
+        seed: int = 0,
+        on_progress: Callable[[float, float], None] | None = None,
+    ) -> Tuning:
+        """Train a copy of the network on the session's own pairs, and show what it gains.
+
+        A quarter of the pairs is held out and measured before and after. The weights file
+        and the network of other sessions are never touched.
+
+        Parameters
+        ----------
+        seconds : for training and measuring; the first measurement comes on top.
+        classes : as in `predict`; those the tuning is for.
+        keep : True predicts with the tuned network from now on, False does not; None keeps
+            it where the held-out pairs gained.
+        on_progress : called with the seconds used, and of how many.
+
+        Raises
+        ------
+        ContextError : fewer than three pairs, or a class that no pair has.
+        InputError : `seconds` that are not positive.
+        """
+        specs = self.resolve(classes)
+        tuning = tune_on_pairs(
+            self.network,
+            self.context.pairs,
+            [spec.values for spec in specs] or [None],
+            self.align,
+            Settings(precision=self.precision),
+            seconds,
+            seed,
+            on_progress,
+        )
+        if tuning.gain > 0 if keep is None else keep:
+            self.network, self.tuning = tuning.tuned.network, tuning
+        return tuning
 
     def accept(
         self, prediction: Prediction | None = None, mask: Source | None = None

@@ -24,7 +24,7 @@ LAYERS = (
     {"tasks", "datasets"},
     {"training"},
     {"evaluation"},
-    {"session", "prediction", "manifest"},
+    {"session", "prediction", "manifest", "tuning"},
     {"ui"},
     {"cli", "app", "cohort", "demo", "__main__"},
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from ..model.config import Precision
+from ..model.device import autocast
 from ..model.network import ICLNetwork
 from ..resampling import FloatArray
 
@@ -40,7 +39,7 @@ class WindowRunner:
         if feedback is not None:
             pair = self._tensor(feedback)
             ar_image, ar_label = pair[:, None, :1], pair[:, None, 1:]
-        with self._autocast():
+        with autocast(self.precision, self.device):
             prediction: Tensor = self.model(
                 self._tensor(target)[:, None],
                 pairs[:, :, :1],
@@ -54,8 +53,3 @@ class WindowRunner:
 
     def _tensor(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.precision))
