@@ -31,7 +31,7 @@ def small(monkeypatch, one_thread):
 
 @pytest.fixture(scope="module")
 def task() -> TaskDraw:
-    rates = TaskRates(enhancement=0.0, autoregressive=1.0, padded=0.0)
+    rates = TaskRates(enhancement=0.0, autoregressive=1.0, own_prediction=0.0, padded=0.0)
     return draw_task([], Generator().manual_seed(0), 2, 16, rates)
 
 

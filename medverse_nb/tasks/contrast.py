@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .fields import blur, chance, rescale_quantiles, smooth_field, uniform
-from .labelmaps import BETWEEN, CSF, GREY, WHITE, LabelDraw
+from .fields import blur, chance, reduce_to, rescale_quantiles, smooth_field, uniform
+from .labelmaps import BETWEEN, CSF, GREY, WHITE
+from .volumes import LabelDraw
 
 
 def draw_class_means(draw: LabelDraw, generator: Generator) -> Tensor:
@@ -79,16 +79,3 @@ def render_images(draw: LabelDraw, generator: Generator, side: int) -> Tensor:
         image = rescale_quantiles(image)
         images.append(1 - image if inverted else image)
     return torch.stack(images)
-
-
-def reduce_to(x: Tensor, side: int) -> Tensor:
-    """Average (S, S, S) down to (side, side, side); S is a multiple of `side`."""
-    factor = x.shape[-1] // side
-    return x if factor == 1 else F.avg_pool3d(x[None], factor)[0]
-
-
-def render_labels(draw: LabelDraw, foreground: list[int], side: int) -> Tensor:
-    """Return soft masks of the chosen classes: (N, side, side, side) in [0, 1]."""
-    member = torch.zeros(len(draw.values))
-    member[foreground] = 1
-    return torch.stack([reduce_to(member[classes.long()], side) for classes in draw.classes])

@@ -13,28 +13,44 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .contrast import render_images, render_labels
-from .corruption import CORRUPTIONS
-from .fields import chance, integer, smooth_field, uniform
-from .labelmaps import HeadMap, draw_foreground, draw_head_labels, draw_shape_labels
+from .anatomy import draw_foreground, shows_skull
+from .contrast import render_images
+from .fields import chance, coarsen, double, integer, smooth_field, uniform
+from .labelmaps import HeadMap, draw_head_labels, draw_shape_labels
+from .registry import TASKS, Need
+from .volumes import LabelDraw, Volumes
 
+Region = tuple[slice, slice, slice]
 NARROWEST_MM, WIDEST_MM = 28.0, 240.0
 
 
 @dataclass(frozen=True)
 class TaskRates:
-    """How often each kind of task is drawn."""
+    """How often each kind of task is drawn; the defaults are medverse-tiny's.
+
+    `enhancement` is the share of image tasks, between which `TASKS` weighs; `autoregressive`
+    that of tasks with an autoregressive context, of which `own_prediction` bring a coarser
+    scale to be predicted first; `group` that of foregrounds of two to `largest_group` classes.
+    """
 
     brain: float = 0.7
     enhancement: float = 0.15
-    autoregressive: float = 0.5
+    autoregressive: float = 0.4
+    own_prediction: float = 0.5
     padded: float = 0.3
+    group: float = 0.4
+    largest_group: int = 5
 
 
 @dataclass(frozen=True)
 class TaskDraw:
     """Volumes of one task, sides `window`: target and truth (1, 1, X, Y, Z) in [0, 1],
-    context (1, L, 1, X, Y, Z), autoregressive pair (1, 1, 1, X, Y, Z) or None."""
+    context (1, L, 1, X, Y, Z), autoregressive pair (1, 1, 1, X, Y, Z) or None; `weight` is
+    lambda, the weight of the loss.
+
+    Where there is a `coarse` task, it shows twice as much at half the resolution, and this one
+    is its `region` once that is doubled: predict it first and `feed_back` the answer.
+    """
 
     kind: str
     target: Tensor
@@ -43,6 +59,21 @@ class TaskDraw:
     context_label: Tensor
     ar_image: Tensor | None = None
     ar_label: Tensor | None = None
+    weight: float = 1.0
+    coarse: TaskDraw | None = None
+    region: Region | None = None
+
+    def feed_back(self, prediction: Tensor) -> TaskDraw:
+        """Return this task with the coarse task's prediction as autoregressive context."""
+        assert self.coarse is not None
+        assert self.region is not None
+        return replace(
+            self,
+            ar_image=double(self.coarse.target)[(..., *self.region)][:, None],
+            ar_label=double(prediction.clamp(0, 1))[(..., *self.region)][:, None],
+            coarse=None,
+            region=None,
+        )
 
 
 def draw_task(
@@ -53,53 +84,98 @@ def draw_task(
     rates: TaskRates = TaskRates(),
 ) -> TaskDraw:
     """Draw one segmentation or enhancement task with `context_size` pairs."""
+    feeds_back = chance(generator, rates.autoregressive)
+    two_scales = feeds_back and chance(generator, rates.own_prediction)
+    side = 2 * window if two_scales else window
     brain = bool(heads) and chance(generator, rates.brain)
-    kind, images, labels = "", torch.empty(0), torch.empty(0)
-    while not kind:
-        kind, images, labels = _try_volumes(
-            heads, generator, context_size + 1, window, rates, brain
-        )
+    drawn = None
+    while drawn is None:
+        source = heads if brain else None
+        finer = not two_scales  # label maps of twice the side give partial volume, at a price
+        drawn = _try_volumes(source, generator, context_size + 1, side, finer, rates)
+    kind, images, labels = drawn
     images, labels = _turn(images, labels, generator)
-    if chance(generator, rates.padded):
-        images, labels = _pad(images, labels, generator)
+    kept = (side, side, side)
+    if kind != "slices_to_volume" and chance(generator, rates.padded):  # might hide all slices
+        images, labels, kept = _pad(images, labels, generator)
+    if two_scales:
+        region = _draw_region(kept, window, generator)
+        coarse = _as_task(kind, F.avg_pool3d(images, 2), F.avg_pool3d(labels, 2))
+        fine = _as_task(kind, images[(..., *region)], labels[(..., *region)])
+        return replace(fine, coarse=coarse, region=region)
+    task = _as_task(kind, images, labels)
+    if not feeds_back:
+        return task
+    return replace(
+        task,
+        ar_image=coarsen(task.target[:, None]),
+        ar_label=imitate_coarse_prediction(labels[:, None], kind, generator),
+    )
+
+
+def _as_task(kind: str, images: Tensor, labels: Tensor) -> TaskDraw:
+    """Make the first of (N, S, S, S) the target and the others its context."""
     images, labels = images[:, None], labels[:, None]
-    task = TaskDraw(kind, images[:1], labels[:1], images[None, 1:], labels[None, 1:])
-    if chance(generator, rates.autoregressive):
-        return replace(
-            task,
-            ar_image=coarsen(images[None, :1]),
-            ar_label=imitate_coarse_prediction(labels, kind, generator),
-        )
-    return task
+    return TaskDraw(
+        kind,
+        target=images[:1],
+        truth=labels[:1],
+        context_image=images[None, 1:],
+        context_label=labels[None, 1:],
+        weight=TASKS[kind].weight,
+    )
+
+
+def _draw_region(kept: tuple[int, int, int], window: int, generator: Generator) -> Region:
+    """Draw a window inside the kept corner box, from its first voxel where that is smaller."""
+    starts = [integer(generator, 0, max(0, side - window)) for side in kept]
+    x, y, z = (slice(start, start + window) for start in starts)
+    return x, y, z
 
 
 def _try_volumes(
-    heads: Sequence[HeadMap],
+    heads: Sequence[HeadMap] | None,
     generator: Generator,
     count: int,
     window: int,
+    finer: bool,
     rates: TaskRates,
-    brain: bool,
-) -> tuple[str, Tensor, Tensor]:
-    if brain:
+) -> tuple[str, Tensor, Tensor] | None:
+    if heads:
         share = uniform(generator, 0, 1) ** 1.7  # more than half of the crops below 64 mm
         width_mm = NARROWEST_MM * (WIDEST_MM / NARROWEST_MM) ** share
-        fine = 2 * window if width_mm > 1.4 * window else window
+        fine = 2 * window if finer and width_mm > 1.4 * window else window
         labels = draw_head_labels(heads, generator, count, fine, width_mm)
     else:
-        labels = draw_shape_labels(generator, count, window * integer(generator, 1, 2))
+        fine = window * (integer(generator, 1, 2) if finer else 1)
+        labels = draw_shape_labels(generator, count, fine)
     if chance(generator, rates.enhancement):
-        kind = list(CORRUPTIONS)[integer(generator, 0, len(CORRUPTIONS) - 1)]
-        clean = render_images(labels, generator, window)
-        return kind, CORRUPTIONS[kind](clean, generator).clamp(0, 1), clean
-    foreground = draw_foreground(labels, generator)
+        return _draw_image_task(labels, generator, window)
+    # As tasks.segmentation does, but the foreground first: without one nothing is painted.
+    foreground = draw_foreground(labels, generator, rates.group, rates.largest_group)
     if not foreground:
-        return "", torch.empty(0), torch.empty(0)
-    return (
-        "segmentation",
-        render_images(labels, generator, window),
-        render_labels(labels, foreground, window),
+        return None
+    images = render_images(labels, generator, window)
+    return "segmentation", images, labels.masks(foreground, window)
+
+
+def _draw_image_task(
+    labels: LabelDraw, generator: Generator, window: int
+) -> tuple[str, Tensor, Tensor]:
+    """Draw one of the image tasks that these labels allow, by their rates."""
+    there: set[Need] = {"labels", "second"}
+    if shows_skull(labels):
+        there.add("brain")
+    names = [n for n, task in TASKS.items() if not task.is_segmentation and task.needs <= there]
+    weights = torch.tensor([float(TASKS[name].rate) for name in names])
+    kind = names[int(torch.multinomial(weights, 1, generator=generator))]
+    second = "second" in TASKS[kind].needs
+    volumes = Volumes(
+        images=render_images(labels, generator, window),
+        labels=labels,
+        second=render_images(labels, generator, window) if second else None,
     )
+    return kind, *TASKS[kind].function(volumes, generator)
 
 
 def _turn(images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -109,22 +185,15 @@ def _turn(images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor,
     return images.flip(axes).permute(permutation), labels.flip(axes).permute(permutation)
 
 
-def _pad(images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Keep a corner box of every volume and set the rest to zero, as padding does."""
+def _pad(
+    images: Tensor, labels: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+    """Keep a corner box of every volume, set the rest to zero, as padding does; tell its sides."""
     side = images.shape[-1]
     keep = torch.zeros(side, side, side)
     x, y, z = (integer(generator, side * 3 // 8, side) for _ in range(3))
     keep[:x, :y, :z] = 1
-    return images * keep, labels * keep
-
-
-def coarsen(x: Tensor) -> Tensor:
-    """Halve the resolution of (..., X, Y, Z) and interpolate back."""
-    flat = x.reshape(-1, 1, *x.shape[-3:])
-    half = F.avg_pool3d(flat, 2)
-    return F.interpolate(half, scale_factor=2, mode="trilinear", align_corners=False).reshape(
-        x.shape
-    )
+    return images * keep, labels * keep, (x, y, z)
 
 
 def imitate_coarse_prediction(labels: Tensor, kind: str, generator: Generator) -> Tensor:

@@ -1,13 +1,10 @@
-"""Label maps to draw tasks from: FreeSurfer-style heads and random smooth shapes.
-
-Hippocampus stays unseen: labels 17 and 53 may appear as anatomy and are never a
-foreground, alone or in a group.
-"""
+"""Label maps to draw tasks from: FreeSurfer-style heads and random smooth shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import nibabel as nib
@@ -17,13 +14,16 @@ from torch import Generator, Tensor
 
 from ..errors import InputError
 from .fields import chance, deformed_grid, integer, smooth_field, uniform
+from .volumes import LabelDraw, inside_brain
 
-NEVER_FOREGROUND = frozenset({17, 53})  # FreeSurfer: left and right hippocampus
 CSF = frozenset({4, 5, 14, 15, 24, 30, 31, 43, 44, 62, 63, 72})
 WHITE = frozenset({2, 7, 41, 46, 77, 85})
 BETWEEN = frozenset({10, 13, 16, 28, 49, 52, 60})  # thalamus, pallidum, brainstem, ventral DC
 GREY = frozenset({3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58, 136, 137, 163, 164})
-FIRST_LABEL_OUTSIDE_BRAIN = 500
+
+# Poses differ between patients, and some data sets are cropped to an organ.
+LARGEST_TURN = 0.25  # rad, deviation of the angle about each axis in the worst aligned tasks
+BY_STRUCTURE = 0.4  # share of the tasks whose crops lie around the structure's own centre
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,21 @@ class HeadMap:
     centre: Tensor
     extent: Tensor
 
+    @cached_property
+    def centroids(self) -> Tensor:
+        """The centre of each class in voxels, (n, 3); NaN where the head does not have it."""
+        flat = self.classes.flatten().int()
+        count = torch.bincount(flat, minlength=len(self.values))
+        places = torch.meshgrid(
+            *[torch.arange(side, dtype=torch.float32) for side in self.classes.shape],
+            indexing="ij",
+        )
+        sums = [
+            torch.bincount(flat, weights=place.flatten(), minlength=len(self.values))
+            for place in places
+        ]
+        return (torch.stack(sums, 1) / count[:, None]).float()
+
 
 def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> HeadMap:
     """Read a 1 mm FreeSurfer label map; `values` fixes the numbering shared by a cohort."""
@@ -49,7 +64,7 @@ def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> Head
     values = tuple(np.unique(labels).tolist() if values is None else values)
     lookup = np.zeros(max(*values, int(labels.max())) + 1, np.uint8)
     lookup[list(values)] = np.arange(len(values))
-    brain = np.argwhere((labels > 0) & (labels < FIRST_LABEL_OUTSIDE_BRAIN) & (labels != 24))
+    brain = np.argwhere(np.isin(labels, [value for value in values if inside_brain(value)]))
     low, high = brain.min(0), brain.max(0)
     return HeadMap(
         name=Path(path).name.removesuffix(".nii.gz"),
@@ -72,15 +87,6 @@ def read_head_maps(folder: str | Path, subjects: Sequence[int]) -> list[HeadMap]
     return [read_head_map(path, values) for path in paths]
 
 
-@dataclass(frozen=True)
-class LabelDraw:
-    """Label maps of one task: (N, S, S, S) uint8 indices into `values`."""
-
-    classes: Tensor
-    values: tuple[int, ...]
-    is_brain: bool
-
-
 def gather_nearest(volume: Tensor, coordinates: Tensor) -> Tensor:
     """Look up (X, Y, Z) at voxel coordinates (3, ...), zero outside."""
     index = coordinates.round().long()
@@ -95,10 +101,11 @@ def gather_nearest(volume: Tensor, coordinates: Tensor) -> Tensor:
 def draw_head_labels(
     heads: Sequence[HeadMap], generator: Generator, count: int, side: int, width_mm: float
 ) -> LabelDraw:
-    """Cut the same place, `width_mm` wide, out of `count` heads, each deformed a little.
+    """Cut the same place, `width_mm` wide, out of `count` heads, each posed and deformed a little.
 
-    The place is around a random voxel of a random structure, so that small structures
-    come as often as large ones; heads are laid over each other by the brain's box.
+    The place is around a random voxel of a random structure, so that small structures come as
+    often as large ones. Heads are laid over each other by the brain's box, or, as in data sets
+    that were cropped to an organ, by the structure's own centre.
     """
     order = torch.randperm(len(heads), generator=generator)
     chosen = [heads[int(order[i % len(heads)])] for i in range(count)]
@@ -110,16 +117,21 @@ def draw_head_labels(
     else:
         point = first.centre
     point = point + (torch.rand(3, generator=generator) - 0.5) * 0.5 * width_mm
-    place = (point - first.centre) / first.extent
+    by_structure = chance(generator, BY_STRUCTURE)
     # From registered scans, where the mean label is hard to beat, to hardly aligned ones.
     misfit = uniform(generator, 0, 1) ** 2
-    jitter_mm = 0.19 * misfit * width_mm
+    jitter_mm = (0.06 if by_structure else 0.19) * misfit * width_mm
     affine = 0.02 + 0.08 * misfit
+    turn = LARGEST_TURN * uniform(generator, 0, 1) ** 2
+    elastic = uniform(generator, 0.02, 0.06)
     maps = []
     for head in chosen:
-        centre = head.centre + place * head.extent
+        centre = head.centre + (point - first.centre) / first.extent * head.extent
+        landmark, ours = first.centroids[structure], head.centroids[structure]
+        if by_structure and bool((landmark + ours).isfinite().all()):
+            centre = ours + (point - landmark)
         centre = centre + (torch.rand(3, generator=generator) * 2 - 1) * jitter_mm
-        grid = deformed_grid(generator, side, affine, elastic=0.04)
+        grid = deformed_grid(generator, side, affine, elastic, turn)
         maps.append(gather_nearest(head.classes, centre.view(3, 1, 1, 1) + grid * width_mm / 2))
     return LabelDraw(torch.stack(maps), first.values, is_brain=True)
 
@@ -142,29 +154,3 @@ def draw_shape_labels(generator: Generator, count: int, side: int) -> LabelDraw:
         grid += (torch.rand(3, 1, 1, 1, generator=generator) * 2 - 1) * jitter
         maps.append(gather_nearest(template, (grid + 1) * (template_side / 2) - 0.5))
     return LabelDraw(torch.stack(maps), tuple(range(shapes)), is_brain=False)
-
-
-def allowed_foreground(draw: LabelDraw, smallest_share: float) -> list[int]:
-    """Return the class indices that may be a foreground: large enough, not hippocampus."""
-    counts = torch.bincount(draw.classes[0].flatten().int(), minlength=len(draw.values))
-    smallest = smallest_share * draw.classes[0].numel()
-    return [
-        index
-        for index, value in enumerate(draw.values)
-        if index and counts[index] >= smallest and not (draw.is_brain and value in NEVER_FOREGROUND)
-    ]
-
-
-def draw_foreground(
-    draw: LabelDraw, generator: Generator, smallest_share: float = 0.0015
-) -> list[int]:
-    """Choose the class indices of the foreground: one in 60% of the draws, else up to five.
-
-    Empty where no class is large enough.
-    """
-    allowed = allowed_foreground(draw, smallest_share)
-    if not allowed:
-        return []
-    size = 1 if chance(generator, 0.6) else min(len(allowed), integer(generator, 2, 5))
-    order = torch.randperm(len(allowed), generator=generator)
-    return [allowed[int(i)] for i in order[:size]]

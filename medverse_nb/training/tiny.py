@@ -149,6 +149,9 @@ class Trainer:
         """Take one optimiser step on one task of each worker; return this worker's loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if task.coarse is not None:
+            with torch.no_grad():
+                task = task.feed_back(predict(self.network, task.coarse))
         loss = task_loss(predict(self.network, task), task.truth, task.kind)
         loss.backward()
         average_gradients(self.network)

@@ -1,0 +1,65 @@
+"""Where a task's volumes come from: one place in several subjects, painted when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Generator, Tensor
+
+from .contrast import render_images
+from .fields import integer, uniform
+from .labelmaps import HeadMap, draw_head_labels, draw_shape_labels
+from .volumes import LabelDraw
+
+NARROWEST_MM, WIDEST_MM = 28.0, 240.0
+SMALL_CROPS = 1.7  # the exponent of the width's draw: more than half of the crops below 64 mm
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One place in N subjects: what is there, and how it looks.
+
+    paint : draws the images (N, window, window, window) in [0, 1].
+    any_contrast : each call of `paint` gives another contrast; else it is always the same.
+    """
+
+    labels: LabelDraw
+    paint: Callable[[Generator], Tensor]
+    any_contrast: bool = True
+
+
+class Source(Protocol):
+    """Draws scenes."""
+
+    def draw(self, generator: Generator, count: int, window: int) -> Scene:
+        """Draw one place in `count` subjects; labels may be finer than the `window`."""
+
+
+@dataclass(frozen=True)
+class HeadSource:
+    """Crops of heads, 28 to 240 mm wide, at the same place of each, in synthetic contrast."""
+
+    heads: Sequence[HeadMap] = field(repr=False)
+
+    def draw(self, generator: Generator, count: int, window: int) -> Scene:
+        share = uniform(generator, 0, 1) ** SMALL_CROPS
+        width_mm = NARROWEST_MM * (WIDEST_MM / NARROWEST_MM) ** share
+        fine = 2 * window if width_mm > 1.4 * window else window
+        return painted(draw_head_labels(self.heads, generator, count, fine, width_mm), window)
+
+
+@dataclass(frozen=True)
+class ShapeSource:
+    """Random smooth shapes, deformed from subject to subject, in synthetic contrast."""
+
+    def draw(self, generator: Generator, count: int, window: int) -> Scene:
+        return painted(
+            draw_shape_labels(generator, count, window * integer(generator, 1, 2)), window
+        )
+
+
+def painted(labels: LabelDraw, window: int) -> Scene:
+    """Give labels a synthetic contrast."""
+    return Scene(labels, lambda generator: render_images(labels, generator, window))

@@ -1,0 +1,142 @@
+"""The Lightning module: one task a step, the learning rate by the clock, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Generator, Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..model.network import ICLNetwork
+from ..tasks.draw import TaskDraw
+from .config import TrainingConfig
+from .forward import predict_task
+from .losses import task_loss
+
+LOWEST_RATE = 0.01  # of the peak, where the cosine ends
+
+
+class ICLModule(L.LightningModule):
+    """Train an `ICLNetwork` as a configuration says.
+
+    The batch is one `TaskDraw`. `average` is the running average of the weights, which is
+    what is validated and shipped. `elapsed_s` survives a restart.
+
+    Parameters
+    ----------
+    minutes : the run's whole budget; the learning rate reaches its end there.
+    """
+
+    def __init__(self, config: TrainingConfig, minutes: float) -> None:
+        super().__init__()
+        self.config, self.budget_s, self.elapsed_s = config, 60 * minutes, 0.0
+        self.plateau = Plateau(config.optimizer.patience)
+        self._averaged_step = 0
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.network = ICLNetwork(config.network_config)
+        self.average = AveragedModel(
+            self.network,
+            multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.average_decay),
+            use_buffers=False,
+        ).requires_grad_(False)
+
+    @property
+    def share(self) -> float:
+        """Share of the time used, 0 to 1."""
+        return min(1.0, self.elapsed_s / self.budget_s)
+
+    def learning_rate(self) -> float:
+        """Return the rate of the next step: warm-up by steps, then cosine or plateau."""
+        settings = self.config.optimizer
+        warm = min(1.0, (self.global_step + 1) / settings.warm_up_steps)
+        if settings.schedule == "plateau":
+            return settings.peak_rate * warm * self.plateau.factor
+        cosine = 0.5 * (1 + math.cos(math.pi * self.share))
+        return settings.peak_rate * warm * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        settings = self.config.optimizer
+        return torch.optim.AdamW(
+            self.network.parameters(),
+            settings.peak_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def training_step(self, task: TaskDraw, index: int) -> Tensor:  # noqa: ARG002, Lightning's
+        generator = Generator().manual_seed(self.config.seed * 10_000_000 + self.global_step)
+        prediction = predict_task(self.network, task, generator=generator)
+        truth = task.truth.to(prediction.device)
+        loss = task_loss(prediction, truth, task.kind, task.weight, self.config.loss)
+        self.log("loss", loss, batch_size=1)
+        return loss
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.learning_rate()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002, Lightning's
+        gradient_clip_val: float | None = None,  # noqa: ARG002
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Clip the norm; a step whose gradient is not finite is passed over."""
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.clip)
+        if not torch.isfinite(norm):
+            for parameter in self.network.parameters():
+                parameter.grad = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let the average follow each optimiser step."""
+        if self.global_step > self._averaged_step:
+            self.average.update_parameters(self.network)
+            self._averaged_step = self.global_step
+
+    def transfer_batch_to_device(
+        self,
+        batch: TaskDraw,
+        device: torch.device,  # noqa: ARG002
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> TaskDraw:
+        """Leave it: `predict_task` moves what the network reads."""
+        return batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["elapsed_s"] = self.elapsed_s
+        checkpoint["plateau"] = self.plateau.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.elapsed_s = float(checkpoint["elapsed_s"])
+        self.plateau.load_state_dict(checkpoint["plateau"])
+
+
+class Plateau:
+    """Halve the learning rate where `patience` validations in a row brought no better score.
+
+    Source: Neuroverse3D C.1.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.factor, self.best, self.waited = patience, 1.0, -math.inf, 0
+
+    def update(self, score: float) -> None:
+        """Take a validation score; higher is better."""
+        if score > self.best:
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.factor, self.waited = self.factor / 2, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"factor": self.factor, "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.factor, self.best = state["factor"], state["best"]
+        self.waited = int(state["waited"])
