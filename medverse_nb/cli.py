@@ -217,11 +217,32 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def train() -> None:
-    """Train a model (comes with the training issue)."""
-    raise NotBuiltYet(
-        "train comes with the training issue; the first script is python -m medverse_nb.training.tiny"
-    )
+def train(
+    config: Annotated[Path, typer.Option(help="YAML file, such as configs/tiny.yaml.")],
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints, logs and weights.")] = Path(
+        "runs/tiny"
+    ),
+    minutes: Annotated[float, typer.Option(help="In all, resumed parts included.")] = 150,
+    device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="CPU processes; default one a core.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a bad case.")] = False,
+) -> None:
+    """Train a model, or go on training it; Ctrl-C leaves a whole checkpoint."""
+    if minutes <= 0 or (workers is not None and workers < 1):
+        raise InputError("--minutes and --workers must be positive")
+    try:
+        from .training.config import read_config
+        from .training.run import Run
+        from .training.run import train as train_run
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'training needs {error.name}: pip install "medverse_nb[train]"'
+        ) from error
+    weights = train_run(Run(read_config(config), run, minutes, device, resume, strict, workers))
+    out_console.print(f"written to {weights}", soft_wrap=True)
 
 
 @app.command()

@@ -18,13 +18,14 @@ SMALLEST_SHARE = 0.0015  # of the first volume; a smaller class is no foreground
 
 
 def allowed_foreground(draw: LabelDraw) -> list[int]:
-    """Return the class indices that may be a foreground: large enough, not hippocampus."""
+    """Return the class indices that may be a foreground: large enough, and not kept unseen."""
     counts = torch.bincount(draw.classes[0].flatten().int(), minlength=len(draw.values))
     smallest = SMALLEST_SHARE * draw.classes[0].numel()
+    never = draw.never | NEVER_FOREGROUND if draw.is_brain else draw.never
     return [
         index
         for index, value in enumerate(draw.values)
-        if index and counts[index] >= smallest and not (draw.is_brain and value in NEVER_FOREGROUND)
+        if index and counts[index] >= smallest and value not in never
     ]
 
 

@@ -6,7 +6,6 @@ autoregressive context is imitated, and how thin volumes, padded with zeros, loo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,14 +13,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .anatomy import draw_foreground, shows_skull
-from .contrast import render_images
 from .fields import chance, coarsen, double, integer, smooth_field, uniform
-from .labelmaps import HeadMap, draw_head_labels, draw_shape_labels
 from .registry import TASKS, Need
-from .volumes import LabelDraw, Volumes
+from .scenes import Scene, Source
+from .volumes import Volumes
 
 Region = tuple[slice, slice, slice]
-NARROWEST_MM, WIDEST_MM = 28.0, 240.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ class TaskRates:
     scale to be predicted first; `group` that of foregrounds of two to `largest_group` classes.
     """
 
-    brain: float = 0.7
     enhancement: float = 0.15
     autoregressive: float = 0.4
     own_prediction: float = 0.5
@@ -77,22 +73,20 @@ class TaskDraw:
 
 
 def draw_task(
-    heads: Sequence[HeadMap],
+    source: Source,
     generator: Generator,
     context_size: int,
     window: int = 32,
     rates: TaskRates = TaskRates(),
 ) -> TaskDraw:
-    """Draw one segmentation or enhancement task with `context_size` pairs."""
+    """Draw one segmentation or image task with `context_size` pairs."""
     feeds_back = chance(generator, rates.autoregressive)
     two_scales = feeds_back and chance(generator, rates.own_prediction)
     side = 2 * window if two_scales else window
-    brain = bool(heads) and chance(generator, rates.brain)
     drawn = None
     while drawn is None:
-        source = heads if brain else None
-        finer = not two_scales  # label maps of twice the side give partial volume, at a price
-        drawn = _try_volumes(source, generator, context_size + 1, side, finer, rates)
+        scene = source.draw(generator, context_size + 1, side, finer=not two_scales)
+        drawn = _ask(scene, generator, side, rates)
     kind, images, labels = drawn
     images, labels = _turn(images, labels, generator)
     kept = (side, side, side)
@@ -133,47 +127,33 @@ def _draw_region(kept: tuple[int, int, int], window: int, generator: Generator) 
     return x, y, z
 
 
-def _try_volumes(
-    heads: Sequence[HeadMap] | None,
-    generator: Generator,
-    count: int,
-    window: int,
-    finer: bool,
-    rates: TaskRates,
+def _ask(
+    scene: Scene, generator: Generator, side: int, rates: TaskRates
 ) -> tuple[str, Tensor, Tensor] | None:
-    if heads:
-        share = uniform(generator, 0, 1) ** 1.7  # more than half of the crops below 64 mm
-        width_mm = NARROWEST_MM * (WIDEST_MM / NARROWEST_MM) ** share
-        fine = 2 * window if finer and width_mm > 1.4 * window else window
-        labels = draw_head_labels(heads, generator, count, fine, width_mm)
-    else:
-        fine = window * (integer(generator, 1, 2) if finer else 1)
-        labels = draw_shape_labels(generator, count, fine)
+    """Choose what is asked of a scene; None where it has nothing to segment."""
     if chance(generator, rates.enhancement):
-        return _draw_image_task(labels, generator, window)
+        return _ask_for_image(scene, generator)
     # As tasks.segmentation does, but the foreground first: without one nothing is painted.
-    foreground = draw_foreground(labels, generator, rates.group, rates.largest_group)
+    foreground = draw_foreground(scene.labels, generator, rates.group, rates.largest_group)
     if not foreground:
         return None
-    images = render_images(labels, generator, window)
-    return "segmentation", images, labels.masks(foreground, window)
+    return "segmentation", scene.paint(generator), scene.labels.masks(foreground, side)
 
 
-def _draw_image_task(
-    labels: LabelDraw, generator: Generator, window: int
-) -> tuple[str, Tensor, Tensor]:
-    """Draw one of the image tasks that these labels allow, by their rates."""
-    there: set[Need] = {"labels", "second"}
-    if shows_skull(labels):
+def _ask_for_image(scene: Scene, generator: Generator) -> tuple[str, Tensor, Tensor]:
+    """Choose one of the image tasks that a scene allows, by their rates."""
+    there: set[Need] = {"labels"}
+    if scene.any_contrast:
+        there.add("second")
+    if shows_skull(scene.labels):
         there.add("brain")
     names = [n for n, task in TASKS.items() if not task.is_segmentation and task.needs <= there]
     weights = torch.tensor([float(TASKS[name].rate) for name in names])
     kind = names[int(torch.multinomial(weights, 1, generator=generator))]
-    second = "second" in TASKS[kind].needs
     volumes = Volumes(
-        images=render_images(labels, generator, window),
-        labels=labels,
-        second=render_images(labels, generator, window) if second else None,
+        images=scene.paint(generator),
+        labels=scene.labels,
+        second=scene.paint(generator) if "second" in TASKS[kind].needs else None,
     )
     return kind, *TASKS[kind].function(volumes, generator)
 

@@ -75,15 +75,21 @@ def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> Head
     )
 
 
-def read_head_maps(folder: str | Path, subjects: Sequence[int]) -> list[HeadMap]:
-    """Read `training_seg_NN.nii.gz` of these subjects with one shared numbering."""
-    paths = [Path(folder) / f"training_seg_{subject:02d}.nii.gz" for subject in subjects]
-    missing = [str(path) for path in paths if not path.is_file()]
+def read_head_maps(paths: Sequence[str | Path]) -> list[HeadMap]:
+    """Read FreeSurfer label maps with one shared numbering.
+
+    Raises
+    ------
+    InputError : a missing file, or more than 256 labels.
+    """
+    missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
         raise InputError(f"label maps not found: {missing}")
     values = sorted(
         {int(v) for p in paths for v in np.unique(np.asarray(nib.nifti1.load(p).dataobj))}
     )
+    if len(values) > 256:
+        raise InputError(f"{len(values)} labels in {len(paths)} maps; at most 256 can be kept")
     return [read_head_map(path, values) for path in paths]
 
 

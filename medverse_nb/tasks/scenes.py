@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from .contrast import render_images
@@ -33,8 +34,11 @@ class Scene:
 class Source(Protocol):
     """Draws scenes."""
 
-    def draw(self, generator: Generator, count: int, window: int) -> Scene:
-        """Draw one place in `count` subjects; labels may be finer than the `window`."""
+    def draw(self, generator: Generator, count: int, window: int, *, finer: bool = True) -> Scene:
+        """Draw one place in `count` subjects, images of side `window`.
+
+        `finer` labels, twice the side, give partial volume, at a price.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,36 @@ class HeadSource:
     """Crops of heads, 28 to 240 mm wide, at the same place of each, in synthetic contrast."""
 
     heads: Sequence[HeadMap] = field(repr=False)
+    never: frozenset[int] = frozenset()
 
-    def draw(self, generator: Generator, count: int, window: int) -> Scene:
+    def draw(self, generator: Generator, count: int, window: int, *, finer: bool = True) -> Scene:
         share = uniform(generator, 0, 1) ** SMALL_CROPS
         width_mm = NARROWEST_MM * (WIDEST_MM / NARROWEST_MM) ** share
-        fine = 2 * window if width_mm > 1.4 * window else window
-        return painted(draw_head_labels(self.heads, generator, count, fine, width_mm), window)
+        fine = 2 * window if finer and width_mm > 1.4 * window else window
+        labels = draw_head_labels(self.heads, generator, count, fine, width_mm)
+        return painted(replace(labels, never=self.never), window)
 
 
 @dataclass(frozen=True)
 class ShapeSource:
     """Random smooth shapes, deformed from subject to subject, in synthetic contrast."""
 
-    def draw(self, generator: Generator, count: int, window: int) -> Scene:
-        return painted(
-            draw_shape_labels(generator, count, window * integer(generator, 1, 2)), window
-        )
+    def draw(self, generator: Generator, count: int, window: int, *, finer: bool = True) -> Scene:
+        fine = window * (integer(generator, 1, 2) if finer else 1)
+        return painted(draw_shape_labels(generator, count, fine), window)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources, each drawn from at its rate."""
+
+    sources: Sequence[Source]
+    rates: Sequence[float]
+
+    def choose(self, generator: Generator) -> Source:
+        """Choose a source; a scene without a foreground is then drawn again from the same."""
+        weights = torch.tensor(self.rates, dtype=torch.float64)
+        return self.sources[int(torch.multinomial(weights, 1, generator=generator))]
 
 
 def painted(labels: LabelDraw, window: int) -> Scene:

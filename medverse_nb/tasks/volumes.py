@@ -25,7 +25,7 @@ class LabelDraw:
     """Label maps of one task: (N, S, S, S) uint8 indices into `values`.
 
     `values` are FreeSurfer labels where `is_brain`, of no meaning elsewhere; index 0 is
-    background.
+    background. `never` are values that no task may ask for.
 
     Raises
     ------
@@ -35,6 +35,7 @@ class LabelDraw:
     classes: Tensor
     values: tuple[int, ...]
     is_brain: bool
+    never: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         _require_cubes("label maps", self.classes)

@@ -1,13 +1,15 @@
-"""A whole training run: data, trainer, callbacks, export."""
+"""A whole training run: data, trainer, side jobs, export."""
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
+import os
+import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,262 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.utils.data import DataLoader
 
 from ..errors import InputError
+from ..model.device import autocast, choose_device, choose_precision
+from ..model.network import ICLNetwork
 from ..model.weights import save_network
 from ..tasks.draw import TaskDraw
+from ..tasks.scenes import Mixture
 from .config import TrainingConfig
 from .module import ICLModule
+from .sampler import StepSampler, TaskStream
+from .sources import open_source
+from .validation import validate
+
+CHECKPOINT_EVERY = timedelta(minutes=4)
+LOG_EVERY_STEPS = 50
+DATA_WORKERS_OF_A_GPU = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is asked for apart from its configuration.
+
+    folder : for checkpoints, logs and the trained weights.
+    minutes : of training in all, earlier parts of a resumed run included.
+    workers : processes on a CPU, one thread each; None for one a core.
+    """
+
+    config: TrainingConfig
+    folder: Path
+    minutes: float
+    device: str = "auto"
+    resume: bool = False
+    strict: bool = False
+    workers: int | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run can be taken up again."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained weights go."""
+        return self.folder / f"{self.config.name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The sources of a run, opened and split."""
+
+    training: Mixture
+    validation: Mixture
+    skipped: tuple[str, ...]
+
+
+def open_data(config: TrainingConfig, *, strict: bool = False) -> Data:
+    """Open every source; validation falls back on a source that has no cases held out."""
+    splits = [open_source(part, strict=strict) for part in config.data]
+    rates = [part.rate for part in config.data]
+    held_out = [
+        (split.validation, rate)
+        for split, rate in zip(splits, rates, strict=True)
+        if split.validation is not None
+    ] or [(split.training, rate) for split, rate in zip(splits, rates, strict=True)]
+    return Data(
+        Mixture([split.training for split in splits], rates),
+        Mixture([source for source, _ in held_out], [rate for _, rate in held_out]),
+        tuple(message for split in splits for message in split.skipped),
+    )
+
+
+def train(run: Run) -> Path:
+    """Train, resume or finish a run; return the trained weights.
+
+    Ctrl-C leaves a whole checkpoint behind; so does a full disk: an old one is replaced only
+    by a complete new one.
+
+    Raises
+    ------
+    InputError : data that cannot be used, or a run that is already there and not resumed.
+    """
+    if run.checkpoint.is_file() and not run.resume:
+        raise InputError(f"{run.checkpoint} is there already; --resume it, or use another --run")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    device = choose_device(run.device)
+    on_cpu = device.type == "cpu"
+    torch.set_num_threads(1 if on_cpu and worker_count(run) > 1 else torch.get_num_threads())
+    data = open_data(run.config, strict=run.strict)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    module = ICLModule(run.config, run.minutes)
+    trainer = make_trainer(run, device, data)
+    workers = 0 if on_cpu else DATA_WORKERS_OF_A_GPU
+    loader: DataLoader[TaskDraw] = DataLoader(
+        TaskStream(data.training, run.config),
+        batch_size=None,
+        sampler=StepSampler(
+            run.config,
+            first=lambda: module.global_step * run.config.optimizer.accumulate,
+            share=lambda: module.share,
+            rank=lambda: module.global_rank,
+        ),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    resumed = str(run.checkpoint) if run.checkpoint.is_file() else None
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, loader, ckpt_path=resumed, weights_only=True)
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from stop  # what it was before Lightning took it
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+    trainer.save_checkpoint(run.checkpoint)
+    if trainer.is_global_zero:
+        export(module, run, worker_count(run) if on_cpu else 1)
+    return run.weights
+
+
+def worker_count(run: Run) -> int:
+    """Return how many processes train on a CPU."""
+    return run.workers or os.cpu_count() or 1
+
+
+def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
+    """Return a trainer without epochs or batches of its own: one step, one task, until time is up."""
+    on_cpu = device.type == "cpu"
+    devices: Any = worker_count(run) if on_cpu else [device.index or 0]
+    fast = choose_precision("auto", device) == "bfloat16"
+    strategy: str | Strategy = "auto"
+    if on_cpu and devices > 1:
+        strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo")
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=devices,
+        strategy=strategy,
+        precision="bf16-mixed" if fast else "32-true",
+        accumulate_grad_batches=run.config.optimizer.accumulate,
+        max_epochs=1,
+        callbacks=[
+            Clock(),
+            Validation(run, data.validation),
+            ModelCheckpoint(
+                run.folder,
+                filename="last",
+                train_time_interval=CHECKPOINT_EVERY,
+                save_on_exception=True,
+                enable_version_counter=False,
+            ),
+        ],
+        plugins=[WholeOrNothing()],
+        logger=CSVLogger(run.folder, name="logs"),
+        log_every_n_steps=LOG_EVERY_STEPS,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+class WholeOrNothing(TorchCheckpointIO):
+    """Replaces a checkpoint by a complete new one: neither a kill nor a full disk breaks it."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ARG002, Lightning's
+    ) -> None:
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class Clock(Callback):
+    """Counts the seconds of training, the same for all processes, and ends the run in time."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:  # noqa: ARG002
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, ICLModule)
+        now = time.monotonic()
+        module.elapsed_s = trainer.strategy.broadcast(module.elapsed_s + now - self.last)
+        self.last = now
+        if module.elapsed_s >= module.budget_s:
+            trainer.should_stop = True
+
+
+class Validation(Callback):
+    """Validates the averaged weights from time to time and at the end; the first process does."""
+
+    def __init__(self, run: Run, held_out: Mixture) -> None:
+        self.config, self.held_out = run.config, held_out
+        self.every_s = 60 * run.config.validation.every_minutes
+        self.due_s = self.every_s
+        self.file = run.folder / "validation.jsonl"
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:  # noqa: ARG002
+        assert isinstance(module, ICLModule)
+        self.due_s = (module.elapsed_s // self.every_s + 1) * self.every_s
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, ICLModule)
+        if module.elapsed_s < self.due_s and not trainer.should_stop:
+            return
+        self.due_s += self.every_s
+        scores = self.validate(module) if trainer.is_global_zero else {}
+        scores = trainer.strategy.broadcast(scores)
+        dice = [value for name, value in scores.items() if name.startswith("dice")]
+        module.plateau.update(sum(dice) / len(dice) if dice else 0.0)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Clock):  # validating is not training
+                callback.last = time.monotonic()
+
+    def validate(self, module: ICLModule) -> dict[str, float]:
+        """Score the averaged weights and write a line of the log."""
+        network = module.average.module
+        assert isinstance(network, ICLNetwork)
+        precision = choose_precision("auto", module.device)
+        with autocast(precision, module.device):
+            scores = validate(network, self.held_out, self.config)
+        row = {"step": module.global_step, "minutes": round(module.elapsed_s / 60, 1)}
+        row |= {name: round(value, 4) for name, value in scores.items()}
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        return scores
+
+
+def export(module: ICLModule, run: Run, workers: int) -> None:
+    """Write the averaged weights in half precision, with how they came about."""
+    network = module.average.module
+    assert isinstance(network, ICLNetwork)
+    save_network(
+        network,
+        run.weights,
+        dtype=torch.float16,
+        name=run.config.name,
+        licence=run.config.licence,
+        training=(
+            f"{module.global_step} steps, {module.elapsed_s / 60:.0f} minutes, {workers} workers "
+            f"on {module.device.type}, seed {run.config.seed}, torch {version('torch')}; "
+            f"{run.config.description.strip()}"
+        ),
+    )

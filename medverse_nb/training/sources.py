@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ..tasks.scenes import HeadSource, Scene, ShapeSource, Source
 from ..tasks.volumes import LabelDraw
 from .config import DataConfig
 
+T = TypeVar("T")
 LARGEST_JITTER = 0.1  # of a crop's width: how far apart the same place may be in two subjects
 
 
@@ -44,14 +46,14 @@ class ScanSource:
     values: tuple[int, ...]
     never_foreground: frozenset[int]
 
-    def draw(self, generator: Generator, count: int, window: int) -> Scene:
+    def draw(self, generator: Generator, count: int, window: int, *, finer: bool = True) -> Scene:
         order = torch.randperm(len(self.scans), generator=generator).tolist()
         chosen = [self.scans[order[i % len(order)]] for i in range(count)]
         first = chosen[0]
         narrowest = window * min(first.grid.spacing_mm)
         widest = max(narrowest, *first.grid.extent_mm)
         width_mm = narrowest * (widest / narrowest) ** uniform(generator, 0, 1)
-        side = 2 * window if width_mm > 1.4 * narrowest else window
+        side = 2 * window if finer and width_mm > 1.4 * narrowest else window
         place = self._draw_place(first, generator)
         jitter = LARGEST_JITTER * uniform(generator, 0, 1)
         images, classes = [], []
@@ -126,10 +128,11 @@ def open_source(config: DataConfig, *, strict: bool = False) -> Split:
     if config.kind == "label_maps":
         paths = list_volumes(config.folder)
         training, validation = _split(paths, config)
-        heads = read_head_maps(paths, config.never_foreground)
+        heads = read_head_maps(paths)
+        never = frozenset(config.never_foreground)
         return Split(
-            HeadSource(heads[: len(training)]),
-            HeadSource(heads[len(training) :]) if validation else None,
+            HeadSource(heads[: len(training)], never),
+            HeadSource(heads[len(training) :], never) if validation else None,
         )
     return _open_scans(config, config.folder, strict)
 
@@ -159,10 +162,10 @@ def _open_scans(config: DataConfig, folder: Path, strict: bool) -> Split:
         raise InputError(f"{folder}: {len(values)} label values; at most 256 can be trained on")
     scans = []
     for pair in pairs:
-        image = pair.canonical_image
+        volume = pair.canonical_image
         index = np.searchsorted(values, pair.canonical_label.array).astype(np.uint8)
         scans.append(
-            Scan(pair.name, image.array.astype(np.float16), torch.from_numpy(index), image.grid)
+            Scan(pair.name, volume.array.astype(np.float16), torch.from_numpy(index), volume.grid)
         )
     training, validation = _split(scans, config)
     never = frozenset(config.never_foreground)

@@ -24,8 +24,8 @@ from ..inference.schedule import scale_count, scale_shape
 from ..model.config import Precision
 from ..model.network import ICLNetwork
 from ..resampling import FloatArray, Region
-from ..tasks.draw import TaskDraw, coarsen, imitate_coarse_prediction
-from ..tasks.fields import chance, integer
+from ..tasks.draw import TaskDraw, imitate_coarse_prediction
+from ..tasks.fields import chance, coarsen, integer
 from .forward import predict_task
 from .losses import SEGMENTATION, task_loss
 
