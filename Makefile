@@ -2,9 +2,8 @@
 # Without make, see "python -m medverse_nb --help"; to start over, delete .venv.
 
 PYTHON ?= python3
-# For `make train`: a folder of FreeSurfer label maps named training_seg_NN.nii.gz.
+# For `make benchmark`: the folder of public data beside the repository.
 SHARED := $(or $(MEDVERSE_NB_SHARED),../shared)
-LABEL_MAPS ?= $(SHARED)/data/brain_label_maps
 TRAIN_ARGS ?=
 
 VENV := .venv
@@ -31,12 +30,12 @@ lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-train: $(VENV)/ready-demo ## train the small weights from LABEL_MAPS=folder
-	$(PY) -m medverse_nb.training.tiny --label-maps "$(LABEL_MAPS)" $(TRAIN_ARGS)
+train: $(VENV)/ready-dev ## train the small weights; TRAIN_ARGS="--minutes 150 --resume"
+	$(PY) -m medverse_nb train --config configs/tiny.yaml $(TRAIN_ARGS)
 
 benchmark: $(VENV)/ready-demo ## measure the shipped weights into benchmarks/results.json
 	$(PY) benchmarks/speed.py
-	$(PY) benchmarks/held_out.py --label-maps "$(SHARED)/data/brain_label_maps"
+	$(PY) benchmarks/brains.py --label-maps "$(SHARED)/data/brain_label_maps"
 	$(PY) benchmarks/hippocampus.py --folder "$(SHARED)/data/hippocampus"
 
 clean: ## delete caches and build products; keeps .venv, runs and your results

@@ -56,12 +56,15 @@ class TaskConfig(Part):
     own_prediction : share of these where it is the network's own coarser prediction, not an
         imitation of one.
     padded : share that fills only a part of the window, as thin volumes do.
+    group, largest_group : share of foregrounds of more than one class, and of how many.
     """
 
     enhancement: Probability = 0.15
-    autoregressive: Probability = 0.5
-    own_prediction: Probability = 0.0
+    autoregressive: Probability = 0.4
+    own_prediction: Probability = 0.5
     padded: Probability = 0.3
+    group: Probability = 0.5
+    largest_group: Annotated[int, Field(ge=2)] = 10
 
 
 class StageConfig(Part):

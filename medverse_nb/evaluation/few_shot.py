@@ -1,0 +1,161 @@
+"""What a user would do instead: train a MONAI network on the same pairs for a minute or two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from ..context import ContextPair
+from ..errors import ContextError
+from ..geometry import Grid, Shape
+from ..model.config import Precision
+from ..model.device import autocast
+from ..placement import CanonicalVolume, place
+from ..resampling import FloatArray
+
+Kind = Literal["unet", "swin_unetr"]
+PATCH = 32
+PEAK_RATE, WARM_UP_STEPS, BATCH = 2e-3, 20, 4
+
+
+def make_network(kind: Kind) -> nn.Module:
+    """Return a small MONAI network with one input and one output channel."""
+    if kind == "swin_unetr":
+        from monai.networks.nets.swin_unetr import SwinUNETR
+
+        return SwinUNETR(in_channels=1, out_channels=1, feature_size=12)
+    from monai.networks.nets.unet import UNet
+
+    return UNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=1,
+        channels=(16, 32, 64, 128),
+        strides=(2, 2, 2),
+        num_res_units=2,
+    )
+
+
+@dataclass
+class FewShotNetwork:
+    """A network trained on pairs for one class; `spacing_mm` is what it works at."""
+
+    network: nn.Module
+    spacing_mm: tuple[float, float, float]
+    precision: Precision
+    steps: int
+
+    @torch.inference_mode()
+    def predict(self, target: CanonicalVolume) -> FloatArray:
+        """Return the probability of the class on the target's canonical grid.
+
+        Parameters
+        ----------
+        target : its array scaled to [0, 1].
+        """
+        from monai.inferers.utils import sliding_window_inference
+
+        work = at_spacing(target.grid, self.spacing_mm)
+        image = torch.from_numpy(place(target.array, target.grid, work, "box"))[None, None]
+        with autocast(self.precision, image.device):
+            logits = sliding_window_inference(
+                image, (PATCH,) * 3, 4, self.network, overlap=0.5, mode="gaussian"
+            )
+        assert isinstance(logits, Tensor)
+        return place(logits.float().sigmoid()[0, 0].numpy(), work, target.grid, "box")
+
+
+def train_few_shot(
+    pairs: Sequence[ContextPair],
+    values: Sequence[int],
+    seconds: float,
+    *,
+    kind: Kind = "unet",
+    precision: Precision = "float32",
+    seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> FewShotNetwork:
+    """Train on patches of the pairs, half of them on the class, flipped and rescaled at random.
+
+    Parameters
+    ----------
+    values : label values of the class.
+
+    Raises
+    ------
+    ContextError : no pair has the class.
+    """
+    from monai.losses.dice import DiceCELoss
+
+    if not any(set(pair.values) & set(values) for pair in pairs):
+        raise ContextError(f"no pair has a label in {list(values)}: nothing to train on")
+    spacings = np.array([pair.canonical_image.grid.spacing_mm for pair in pairs])
+    x, y, z = (float(s) for s in np.median(spacings, axis=0))
+    cases = [_read(pair, values, (x, y, z)) for pair in pairs]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = make_network(kind).train()
+    loss_of = DiceCELoss(sigmoid=True)
+    optimizer = torch.optim.AdamW(network.parameters(), PEAK_RATE)
+    generator = Generator().manual_seed(seed)
+    started, steps = clock(), 0
+    while (used := clock() - started) < seconds:
+        rate = PEAK_RATE * min(1.0, (steps + 1) / WARM_UP_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * used / seconds))
+        images, labels = _draw_batch(cases, generator)
+        with autocast(precision, images.device):
+            logits = network(images)
+        loss_of(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps += 1
+    return FewShotNetwork(network.eval(), (x, y, z), precision, steps)
+
+
+def at_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
+    """Return the grid's box cut into voxels of about this size, not smaller than a patch."""
+    sides = [
+        max(PATCH, round(extent / step))
+        for extent, step in zip(grid.extent_mm, spacing_mm, strict=True)
+    ]
+    shape: Shape = (sides[0], sides[1], sides[2])
+    return grid.resized(shape)
+
+
+def _read(
+    pair: ContextPair, values: Sequence[int], spacing_mm: tuple[float, float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image, label (X, Y, Z) and the voxels (n, 3) of the class."""
+    work = at_spacing(pair.canonical_image.grid, spacing_mm)
+    image = torch.from_numpy(pair.place_image(work, "box"))
+    label = torch.from_numpy(pair.place_label(work, "box", values)) > 0.5
+    return image, label.float(), label.nonzero()
+
+
+def _draw_batch(
+    cases: Sequence[tuple[Tensor, Tensor, Tensor]], generator: Generator
+) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for _ in range(BATCH):
+        chosen = int(torch.randint(len(cases), (), generator=generator))
+        image, label, inside = cases[chosen]
+        room = torch.tensor(image.shape) - PATCH
+        start = (torch.rand(3, generator=generator) * (room + 1)).long()
+        if len(inside) and torch.rand((), generator=generator) < 0.5:
+            voxel = inside[int(torch.randint(len(inside), (), generator=generator))]
+            start = voxel - torch.randint(PATCH, (3,), generator=generator)
+            start = torch.minimum(start.clamp_min(0), room)
+        box = tuple(slice(int(a), int(a) + PATCH) for a in start)
+        flips = [axis for axis in range(3) if torch.rand((), generator=generator) < 0.5]
+        scale, shift = torch.rand(2, generator=generator).tolist()
+        changed = image[box] * (0.8 + 0.4 * scale) + 0.2 * (shift - 0.5)
+        images.append(changed.flip(flips))
+        labels.append(label[box].flip(flips))
+    return torch.stack(images)[:, None], torch.stack(labels)[:, None]
