@@ -242,7 +242,8 @@ def train(
             f'training needs {error.name}: pip install "medverse_nb[train]"'
         ) from error
     weights = train_run(Run(read_config(config), run, minutes, device, resume, strict, workers))
-    out_console.print(f"written to {weights}", soft_wrap=True)
+    if weights:
+        out_console.print(f"written to {weights}", soft_wrap=True)
 
 
 @app.command()

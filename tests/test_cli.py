@@ -264,7 +264,7 @@ def test_models_lists_what_ships(cli):
     assert "medverse-tiny" in table.out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "app"])
+@pytest.mark.parametrize("command", ["evaluate", "app"])
 def test_what_is_owed_says_so(cli, command):
     outcome = cli(command)
     assert outcome.code == 3

@@ -101,6 +101,21 @@ def test_scale_shapes_by_hand():
             scale_shape((8, 8, 8), scale, 3)
 
 
+def test_our_first_scale_fills_its_window():
+    assert [scale_shape((50, 36, 25), t, 2, 32) for t in (1, 2)] == [(32, 24, 16), (50, 36, 25)]
+    steps = [scale_shape((200, 100, 9), t, 4, 32)[0] for t in (1, 2, 3, 4)]
+    assert steps[0] == 32
+    assert steps[-1] == 200
+    assert all(1 < b / a <= 2 for a, b in itertools.pairwise(steps))
+    for shape in [(64, 64, 64), (128, 50, 3), (256, 256, 60), (20, 10, 5)]:  # nothing to fill
+        scales = scale_count(shape, 32)
+        for scale in range(1, scales + 1):
+            assert scale_shape(shape, scale, scales, 32) == scale_shape(shape, scale, scales)
+    assert scale_shape((50, 50, 50), 1, 1, 32) == (50, 50, 50)
+    # fewer scales than it takes never go below half the next one
+    assert scale_shape((256, 256, 256), 1, 2, 32) == (128, 128, 128)
+
+
 @pytest.mark.parametrize("side", [1, 7, 31, 32, 33, 64, 65, 200])
 def test_the_first_scale_fits_one_window(side):
     scales = scale_count((side, 1, 1), 32)
@@ -347,7 +362,8 @@ def test_one_step_a_scale(scales):
     count = scales or scale_count(shape, 8)
     assert [step.scale for step in steps] == list(range(1, count + 1))
     for step in steps:
-        assert step.image.shape == step.prediction.shape == scale_shape(shape, step.scale, count)
+        expected = scale_shape(shape, step.scale, count, 8)
+        assert step.image.shape == step.prediction.shape == expected
         assert step.windows == tuple(plan_windows(step.image.shape, 8, 0.1))
     fed = [call.fed for call in stub.calls]
     assert fed == sorted(fed)

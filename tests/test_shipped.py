@@ -34,7 +34,6 @@ def test_the_card_tells_the_file():
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 10e6
 
 
-@pytest.mark.xfail(reason="the first weights are about level with the mean label there")
 def test_real_hippocampus_lies_above_the_mean_label(session, shared):
     folder = shared / "data" / "hippocampus"
     rows = [

@@ -13,6 +13,8 @@ from medverse_nb import tasks
 from medverse_nb.errors import InputError
 from medverse_nb.tasks import TASKS, LabelDraw, Volumes, anatomy, gin
 from medverse_nb.tasks import draw as drawing
+from medverse_nb.tasks import labelmaps as maps
+from medverse_nb.tasks import scenes as places
 from medverse_nb.tasks.anatomy import (
     allowed_foreground,
     draw_foreground,
@@ -26,9 +28,11 @@ from medverse_nb.tasks.fields import (
     chance,
     coarsen,
     deformed_grid,
+    double,
     integer,
     legendre_field,
     perlin_field,
+    random_rotation,
     reduce_to,
     rescale_quantiles,
     smooth_field,
@@ -44,6 +48,7 @@ from medverse_nb.tasks.labelmaps import (
     read_head_map,
     read_head_maps,
 )
+from medverse_nb.tasks.scenes import HeadSource, Mixture, Scene, ShapeSource
 
 HIPPOCAMPUS = {17, 53}
 VALUES = (0, 2, 3, 4, 17, 18, 53, 54, 500)  # a head in small; 17 and 53 are hippocampus
@@ -65,10 +70,15 @@ def plant_head(seed: int, side: int = 48) -> HeadMap:
 
 
 HEADS = [plant_head(seed) for seed in (1, 2, 3)]
+BRAINS, SHAPES = HeadSource(HEADS), ShapeSource()
+USUAL = TaskRates()
+ONE_SCALE, TWO_SCALES = (
+    TaskRates(autoregressive=1.0, own_prediction=share, enhancement=0.0) for share in (0.0, 1.0)
+)
 
 
-def draw_brain(seed: int, rates: TaskRates | None = None, size: int = 2) -> TaskDraw:
-    return draw_task(HEADS, seeded(seed), size, WINDOW, rates or TaskRates(brain=1.0))
+def draw_brain(seed: int, rates: TaskRates = USUAL, size: int = 2) -> TaskDraw:
+    return draw_task(BRAINS, seeded(seed), size, WINDOW, rates)
 
 
 def tensors(task: TaskDraw) -> dict[str, torch.Tensor]:
@@ -78,87 +88,122 @@ def tensors(task: TaskDraw) -> dict[str, torch.Tensor]:
 # --- tasks -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("heads", [HEADS, []])
+@pytest.mark.parametrize("source", [BRAINS, SHAPES])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_generator_alone_decides_the_task(heads, seed):
+def test_the_generator_alone_decides_the_task(source, seed):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = draw_task(heads, seeded(seed), 2, WINDOW)
+    first = draw_task(source, seeded(seed), 2, WINDOW)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
     torch.manual_seed(2)
-    again = draw_task(heads, seeded(seed), 2, WINDOW)
+    again = draw_task(source, seeded(seed), 2, WINDOW)
     assert first.kind == again.kind
     assert set(tensors(first)) == set(tensors(again))
     for name, value in tensors(first).items():
         assert torch.equal(value, tensors(again)[name]), name
-    other = draw_task(heads, seeded(seed + 100), 2, WINDOW)
+    other = draw_task(source, seeded(seed + 100), 2, WINDOW)
     assert not torch.equal(first.target, other.target)
 
 
+def assert_in_order(task: TaskDraw, size: int) -> None:
+    assert task.weight == TASKS[task.kind].weight
+    cube = (WINDOW,) * 3
+    assert task.target.shape == task.truth.shape == (1, 1, *cube)
+    assert task.context_image.shape == task.context_label.shape == (1, size, 1, *cube)
+    assert (task.ar_image is None) == (task.ar_label is None)
+    if task.ar_image is not None:
+        assert task.ar_image.shape == task.ar_label.shape == (1, 1, 1, *cube)
+    for name, value in tensors(task).items():
+        assert value.dtype == torch.float32, name
+        assert 0 <= value.min() <= value.max() <= 1, name
+        assert torch.isfinite(value).all(), name
+    assert task.target.std() > 0
+    assert not torch.equal(task.target[0], task.context_image[0, 0])
+
+
 @pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("heads", [HEADS, []])
-def test_shapes_and_ranges(heads, size):
+@pytest.mark.parametrize("source", [BRAINS, SHAPES])
+def test_shapes_and_ranges(source, size):
     for seed in range(40):
-        task = draw_task(heads, seeded(seed), size, WINDOW, TaskRates(enhancement=0.6))
-        assert task.weight == TASKS[task.kind].weight
-        cube = (WINDOW,) * 3
-        assert task.target.shape == task.truth.shape == (1, 1, *cube)
-        assert task.context_image.shape == task.context_label.shape == (1, size, 1, *cube)
-        assert (task.ar_image is None) == (task.ar_label is None)
-        if task.ar_image is not None:
-            assert task.ar_image.shape == task.ar_label.shape == (1, 1, 1, *cube)
-        for name, value in tensors(task).items():
-            assert value.dtype == torch.float32, name
-            assert 0 <= value.min() <= value.max() <= 1, name
-            assert torch.isfinite(value).all(), name
-        assert task.target.std() > 0
-        assert not torch.equal(task.target[0], task.context_image[0, 0])
+        task = draw_task(source, seeded(seed), size, WINDOW, TaskRates(enhancement=0.6))
+        assert_in_order(task, size)
+        if task.coarse is not None:
+            assert_in_order(task.coarse, size)
+            assert task.coarse.kind == task.kind
+            assert task.coarse.coarse is None
 
 
 def test_segmentation_labels_have_a_foreground():
     for seed in range(20):
-        task = draw_brain(seed, TaskRates(brain=1.0, enhancement=0.0, padded=0.0))
+        task = draw_brain(seed, TaskRates(enhancement=0.0, padded=0.0, own_prediction=0.0))
         assert task.kind == "segmentation"
         assert task.truth.mean() > 0.0014  # the smallest share of a foreground, 0.15%
 
 
+def share_within(count: int, draws: int, rate: float) -> bool:
+    """Tell whether a share is what its rate makes likely, up to four deviations."""
+    return abs(count / draws - rate) < 4 * math.sqrt(rate * (1 - rate) / draws)
+
+
 def test_rates_are_what_comes_out():
-    tasks = [draw_task([], seeded(s), 1, WINDOW, TaskRates(enhancement=0.25)) for s in range(100)]
-    with_pair = sum(task.ar_image is not None for task in tasks) / len(tasks)
-    enhancing = sum(task.kind != "segmentation" for task in tasks) / len(tasks)
-    assert abs(with_pair - 0.5) < 4 * math.sqrt(0.25 / 100)
-    assert abs(enhancing - 0.25) < 4 * math.sqrt(0.19 / 100)
+    rates = TaskRates(enhancement=0.25, autoregressive=0.6, own_prediction=0.3)
+    drawn = [draw_task(SHAPES, seeded(seed), 1, 8, rates) for seed in range(200)]
+    imitated = sum(task.ar_image is not None for task in drawn)
+    predicted = sum(task.coarse is not None for task in drawn)
+    assert not any(task.coarse and task.ar_image is not None for task in drawn)
+    assert share_within(imitated + predicted, 200, 0.6)
+    assert share_within(predicted, 200, 0.6 * 0.3)
+    assert share_within(sum(task.kind != "segmentation" for task in drawn), 200, 0.25)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_rates_of_none_and_all(rate):
-    rates = TaskRates(brain=rate, enhancement=rate, autoregressive=rate, padded=rate)
-    for seed in range(12):
-        task = draw_task(HEADS, seeded(seed), 1, WINDOW, rates)
-        assert (task.ar_image is not None) == bool(rate)
-        assert (task.kind != "segmentation") == bool(rate)
+    for own in (0.0, 1.0):
+        rates = TaskRates(enhancement=rate, autoregressive=rate, own_prediction=own, padded=rate)
+        for seed in range(8):
+            task = draw_brain(seed, rates, 1)
+            assert (task.ar_image is not None) == (rate == 1 and own == 0)
+            assert (task.coarse is not None) == (task.region is not None) == (rate == own == 1)
+            assert (task.kind != "segmentation") == bool(rate)
 
 
-def kinds_drawn(heads, draws: int) -> list[str]:
-    rates = TaskRates(brain=1.0, enhancement=1.0, autoregressive=0.0)
-    return [draw_task(heads, seeded(seed), 1, 8, rates).kind for seed in range(draws)]
+def kinds_drawn(source, draws: int) -> list[str]:
+    rates = TaskRates(enhancement=1.0, autoregressive=0.0)
+    return [draw_task(source, seeded(seed), 1, 8, rates).kind for seed in range(draws)]
+
+
+class Still:
+    """A source that always shows the same, quickly."""
+
+    shapes = draw_shape_labels(seeded(), 2, 8)
+
+    def draw(self, *_, **__):
+        return Scene(self.shapes, lambda _: torch.full((2, 8, 8, 8), 0.5))
 
 
 def test_image_tasks_come_by_their_rates(monkeypatch):
-    blocks = draw_shape_labels(seeded(), 2, 8)
-    monkeypatch.setattr(drawing, "draw_shape_labels", lambda *_: blocks)
-    monkeypatch.setattr(drawing, "render_images", lambda *_: torch.full((2, 8, 8, 8), 0.5))
     images = {name for name, task in TASKS.items() if not task.is_segmentation}
-    kinds = kinds_drawn([], 700)
+    kinds = kinds_drawn(Still(), 700)
     assert set(kinds) == images - {"skull_stripping"}  # shapes have no skull
     for kind in set(kinds):
-        assert abs(kinds.count(kind) / 700 - 1 / 7) < 4 * math.sqrt(1 / 7 * 6 / 7 / 700)
+        assert share_within(kinds.count(kind), 700, 1 / 7)
     for name in images - {"inpainting", "super_resolution"}:
         monkeypatch.setitem(TASKS, name, replace(TASKS[name], rate=0.0))
     monkeypatch.setitem(TASKS, "inpainting", replace(TASKS["inpainting"], rate=3.0))
-    kinds = kinds_drawn([], 400)
+    kinds = kinds_drawn(Still(), 400)
     assert set(kinds) == {"inpainting", "super_resolution"}
-    assert abs(kinds.count("inpainting") / 400 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 400)
+    assert share_within(kinds.count("inpainting"), 400, 0.75)
+
+
+def test_a_source_of_one_contrast_is_never_asked_for_a_second(monkeypatch):
+    class OneContrast(Still):
+        def draw(self, *arguments, **settings):
+            return replace(super().draw(*arguments, **settings), any_contrast=False)
+
+    for name in set(TASKS) - {"segmentation", "modality_transform", "bias_field"}:
+        monkeypatch.setitem(TASKS, name, replace(TASKS[name], rate=0.0))
+    assert set(kinds_drawn(Still(), 30)) == {"modality_transform", "bias_field"}
+    assert set(kinds_drawn(OneContrast(), 30)) == {"bias_field"}
 
 
 def test_heads_bring_skull_stripping_where_it_has_work(monkeypatch):
@@ -168,7 +213,7 @@ def test_heads_bring_skull_stripping_where_it_has_work(monkeypatch):
     monkeypatch.setattr(
         drawing, "shows_skull", lambda draw: seen.append(shows_skull(draw)) or seen[-1]
     )
-    kinds = kinds_drawn(HEADS, 40)
+    kinds = kinds_drawn(BRAINS, 40)
     assert [kind == "skull_stripping" for kind in kinds] == seen
     assert True in seen
     assert False in seen
@@ -177,34 +222,182 @@ def test_heads_bring_skull_stripping_where_it_has_work(monkeypatch):
 def test_groups_come_at_their_rate(monkeypatch):
     for group, sizes in [(0.0, {1}), (1.0, {2, 3})]:
         captured = capture_foregrounds(monkeypatch)
-        rates = TaskRates(brain=1.0, enhancement=0.0, group=group, largest_group=3)
+        rates = TaskRates(enhancement=0.0, group=group, largest_group=3)
         for seed in range(15):
-            draw_task(HEADS, seeded(seed), 1, 8, rates)
+            draw_task(BRAINS, seeded(seed), 1, 8, rates)
         assert {len(foreground) for _, foreground, _ in captured} == sizes
 
 
-def test_brains_come_at_their_rate(monkeypatch):
-    drawn = {"brain": 0, "shapes": 0}
+# --- sources -----------------------------------------------------------------------------------
 
-    def count(name, function):
-        def counted(*arguments):
-            drawn[name] += 1
-            return function(*arguments)
 
-        return counted
+def test_a_mixture_chooses_at_its_rates():
+    mixture, generator = Mixture([BRAINS, SHAPES, Still()], [3.0, 1.0, 0.0]), seeded()
+    chosen = [mixture.choose(generator) for _ in range(400)]
+    assert chosen.count(mixture.sources[2]) == 0
+    assert share_within(chosen.count(BRAINS), 400, 0.75)
+    assert chosen.count(BRAINS) + chosen.count(SHAPES) == 400
+    assert [mixture.choose(seeded(s)) for s in range(9)] == [
+        mixture.choose(seeded(s)) for s in range(9)
+    ]
 
-    monkeypatch.setattr(drawing, "draw_head_labels", count("brain", draw_head_labels))
-    monkeypatch.setattr(drawing, "draw_shape_labels", count("shapes", draw_shape_labels))
-    for seed in range(80):
-        draw_task(HEADS, seeded(seed), 1, WINDOW, TaskRates(enhancement=1.0))
-    assert abs(drawn["brain"] / 80 - 0.6) < 4 * math.sqrt(0.24 / 80)
-    assert drawn["brain"] + drawn["shapes"] == 80
+
+def test_heads_are_cut_in_the_widths_that_are_promised(monkeypatch):
+    asked = []
+
+    def draw(heads, generator, count, side, width_mm):
+        asked.append((side, width_mm))
+        return draw_head_labels(heads, generator, count, side, width_mm)
+
+    monkeypatch.setattr(places, "draw_head_labels", draw)
+    for seed in range(100):
+        BRAINS.draw(seeded(seed), 2, 8, finer=seed % 2 == 0)
+    sides, widths = zip(*asked, strict=True)
+    assert 28 <= min(widths) < 29
+    assert 200 < max(widths) <= 240
+    assert sum(width < 64 for width in widths) > 50
+    assert set(sides[1::2]) == {8}
+    assert set(sides[::2]) == {16}  # more than 1.4 mm a voxel: partial volume is worth it
+    asked.clear()
+    for seed in range(40):
+        BRAINS.draw(seeded(seed), 1, 32)
+    assert {side == 64 for side, width in asked if width > 1.4 * 32} == {True}
+    assert {side for side, width in asked if width <= 1.4 * 32} == {32}
+
+
+@pytest.mark.parametrize("source", [BRAINS, SHAPES])
+def test_a_scene_paints_what_its_labels_show(source):
+    scene = source.draw(seeded(3), 2, 8)
+    assert scene.any_contrast
+    assert scene.labels.is_brain == (source is BRAINS)
+    first, second = scene.paint(seeded(1)), scene.paint(seeded(2))
+    assert first.shape == second.shape == (2, 8, 8, 8)
+    assert torch.equal(first, render_images(scene.labels, seeded(1), 8))
+    assert not torch.equal(first, second)
+
+
+def test_shapes_are_finer_at_times_where_they_may_be():
+    sides = {SHAPES.draw(seeded(seed), 1, 8).labels.classes.shape[-1] for seed in range(20)}
+    assert sides == {8, 16}
+    sides = {
+        SHAPES.draw(seeded(seed), 1, 8, finer=False).labels.classes.shape[-1] for seed in range(20)
+    }
+    assert sides == {8}
+
+
+def test_a_head_source_keeps_out_what_it_is_told(monkeypatch):
+    captured = capture_foregrounds(monkeypatch)
+    source = HeadSource(HEADS, never=frozenset({3, 54}))
+    rates = TaskRates(enhancement=0.0, group=1.0, autoregressive=0.5)
+    for seed in range(30):
+        draw_task(source, seeded(seed), 1, 8, rates)
+    asked = {draw.values[index] for draw, foreground, _ in captured for index in foreground}
+    assert asked == set(VALUES) - {0, 3, 54} - HIPPOCAMPUS
+
+
+# --- two scales --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole_volumes(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The volumes of each task before they are cut: images and labels, side 2 * WINDOW."""
+    kept = []
+    turn, pad = drawing._turn, drawing._pad
+
+    def turned(*arguments):
+        kept.append(turn(*arguments))
+        return kept[-1]
+
+    def padded(*arguments):
+        images, labels, sides = pad(*arguments)
+        kept[-1] = images, labels
+        return images, labels, sides
+
+    monkeypatch.setattr(drawing, "_turn", turned)
+    monkeypatch.setattr(drawing, "_pad", padded)
+    return kept
+
+
+@pytest.mark.parametrize("source", [BRAINS, SHAPES])
+def test_the_fine_task_is_a_region_of_what_the_coarse_one_shows(source, whole_volumes):
+    regions = set()
+    for seed in range(12):
+        task = draw_task(source, seeded(seed), 2, WINDOW, replace(TWO_SCALES, enhancement=0.3))
+        images, labels = whole_volumes[-1]
+        assert images.shape == (3, *(2 * WINDOW,) * 3)
+        region = task.region
+        assert all(r.stop - r.start == WINDOW and r.start >= 0 for r in region)
+        assert torch.equal(task.target[0], images[:1][(..., *region)])
+        assert torch.equal(task.truth[0], labels[:1][(..., *region)])
+        assert torch.equal(task.context_image[0, :, 0], images[1:][(..., *region)])
+        assert torch.equal(task.context_label[0, :, 0], labels[1:][(..., *region)])
+        coarse = task.coarse
+        assert torch.equal(coarse.target[0], F.avg_pool3d(images[:1], 2))
+        assert torch.equal(coarse.truth[0], F.avg_pool3d(labels[:1], 2))
+        assert torch.equal(coarse.context_image[0, :, 0], F.avg_pool3d(images[1:], 2))
+        assert torch.equal(coarse.context_label[0, :, 0], F.avg_pool3d(labels[1:], 2))
+        regions.add(tuple(r.start for r in region))
+    assert len(regions) > 6
+    assert max(map(max, regions)) <= WINDOW
+
+
+def test_feeding_back_the_truth_gives_the_coarsened_truth(whole_volumes):
+    inside, compared = (..., *[slice(2, -2)] * 3), 0
+    for seed in range(32):
+        task = draw_brain(seed, TWO_SCALES)
+        images, labels = whole_volumes[-1]
+        fed = task.feed_back(task.coarse.truth)
+        assert fed.coarse is None
+        assert fed.region is None
+        assert fed.ar_image.shape == fed.ar_label.shape == (1, 1, 1, *(WINDOW,) * 3)
+        assert torch.allclose(fed.ar_label[0, 0], coarsen(labels[:1])[(..., *task.region)])
+        assert torch.allclose(fed.ar_image[0, 0], coarsen(images[:1])[(..., *task.region)])
+        for name in ("target", "truth", "context_image", "context_label"):
+            assert getattr(fed, name) is getattr(task, name)
+        assert task.coarse is not None  # the task itself is not changed
+        # the same region, coarsened alone: blocks may lie a voxel apart where it starts odd
+        alone = coarsen(task.truth)[inside]
+        if alone.mean() > 0.05:
+            off = (fed.ar_label[0][inside] - alone).abs().mean()
+            assert off < 0.3 * (fed.ar_label[0].roll(6, -1)[inside] - alone).abs().mean()
+            compared += 1
+    assert compared > 5
+
+
+def test_feeding_back_by_hand():
+    """Ramps pass through halving and doubling unchanged, away from the border."""
+    ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 1, 16, 16, 16) / 20
+    half = F.avg_pool3d(ramp, 2)
+    context = half[None]
+    coarse = TaskDraw("segmentation", half, half, context, context)
+    region = (slice(3, 11), slice(0, 8), slice(8, 16))
+    crop = ramp[(..., *region)]
+    task = TaskDraw(
+        "segmentation", crop, crop, crop[None], crop[None], coarse=coarse, region=region
+    )
+    fed = task.feed_back(1 - half)
+    assert torch.allclose(fed.ar_image[0], crop)
+    assert torch.allclose(fed.ar_label[0], 1 - crop)
+    assert torch.equal(task.feed_back(half + 5).ar_label, torch.ones(1, 1, 1, 8, 8, 8))
+    assert torch.equal(task.feed_back(half - 5).ar_label, torch.zeros(1, 1, 1, 8, 8, 8))
+
+
+def test_a_region_lies_in_what_padding_kept():
+    for kept in [(32, 32, 32), (20, 16, 12)]:
+        starts = [
+            [r.start for r in drawing._draw_region(kept, 16, seeded(seed))] for seed in range(200)
+        ]
+        for axis, side in enumerate(kept):
+            assert {start[axis] for start in starts} == set(range(max(0, side - 16) + 1))
+
+
+# --- volumes -----------------------------------------------------------------------------------
 
 
 def test_padding_keeps_a_corner_box_of_every_volume():
     sides = set()
     for seed in range(30):
-        images, labels = drawing._pad(
+        images, labels, told = drawing._pad(
             torch.ones(3, 16, 16, 16), torch.full((3, 16, 16, 16), 0.5), seeded(seed)
         )
         kept = images[0] > 0
@@ -213,6 +406,7 @@ def test_padding_keeps_a_corner_box_of_every_volume():
             int(kept.amax((0, 2)).sum()),
             int(kept.amax((0, 1)).sum()),
         )
+        assert told == (x, y, z)
         assert kept[:x, :y, :z].all()
         assert int(kept.sum()) == x * y * z  # nothing beyond the box
         assert torch.equal(images[1] > 0, kept)
@@ -226,7 +420,7 @@ def test_the_padded_share_is_zero_at_the_end_of_every_volume():
     """In padded tasks the end of some axis is zero in target, truth and context alike."""
     padded = 0
     for seed in range(20):
-        rates = TaskRates(brain=1.0, padded=1.0, autoregressive=0.0)
+        rates = TaskRates(padded=1.0, autoregressive=0.0)
         task = draw_brain(seed, rates)
         together = torch.cat(
             [task.target[0], task.truth[0], *task.context_image[0], *task.context_label[0]]
@@ -256,6 +450,16 @@ def test_coarsen_by_hand():
     assert coarsen(x)[0, 0, :, 0, 0].tolist() == pytest.approx([0, 0.5, 1.5, 2])
     flat = torch.full((2, 3, 8, 8, 8), 0.3)
     assert torch.allclose(coarsen(flat), flat)
+
+
+def test_double_by_hand():
+    x = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)
+    # between the centres of neighbours, a quarter and three quarters of the way
+    assert double(x)[0, :, 0, 0].tolist() == pytest.approx([0, 0.25, 0.75, 1, 1, 1])
+    y = torch.rand(2, 3, 4, 5, 6, generator=seeded())
+    assert double(y).shape == (2, 3, 8, 10, 12)
+    assert torch.allclose(double(y)[1, 2], double(y[1, 2]))
+    assert torch.allclose(double(y.movedim(2, 4)), double(y).movedim(2, 4))
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "inpainting"])
@@ -323,6 +527,16 @@ def test_small_classes_are_no_foreground():
     assert allowed_foreground(draw) == [2]
 
 
+@pytest.mark.parametrize("is_brain", [True, False])
+def test_what_is_never_to_be_asked_for_is_no_foreground(is_brain):
+    classes = torch.randint(0, len(VALUES), (2, 8, 8, 8), generator=seeded()).to(torch.uint8)
+    draw = LabelDraw(classes, VALUES, is_brain, never=frozenset({2, 18}))
+    allowed = {VALUES[index] for index in allowed_foreground(draw)}
+    assert allowed == set(VALUES) - {0, 2, 18} - (HIPPOCAMPUS if is_brain else set())
+    everything = LabelDraw(classes, VALUES, is_brain=False, never=frozenset(VALUES))
+    assert draw_foreground(everything, seeded()) == []
+
+
 def capture_foregrounds(monkeypatch) -> list[tuple[LabelDraw, list[int], torch.Tensor]]:
     captured, masks_of = [], LabelDraw.masks
 
@@ -351,8 +565,9 @@ def assert_no_hippocampus(captured) -> int:
 def test_no_hippocampus_voxel_is_foreground_in_any_rendered_mask(monkeypatch):
     captured = capture_foregrounds(monkeypatch)
     for seed in range(60):
-        draw_brain(seed, TaskRates(brain=1.0, enhancement=0.0))
+        draw_brain(seed, ONE_SCALE if seed % 2 else TWO_SCALES)
     assert len(captured) == 60
+    assert {masks.shape[-1] for _, _, masks in captured} == {WINDOW, 2 * WINDOW}
     assert assert_no_hippocampus(captured) > 1000  # it may appear as anatomy, and does
     # and a mask that has it is caught
     draw, _, _ = captured[0]
@@ -384,9 +599,9 @@ def test_hippocampus_of_a_real_head_is_never_foreground(shared, monkeypatch):
     for value in HIPPOCAMPUS:
         assert (head.classes == head.values.index(value)).sum() > 1000
     captured = capture_foregrounds(monkeypatch)
-    rates = TaskRates(brain=1.0, enhancement=0.0, padded=0.0, autoregressive=0.0)
+    rates = TaskRates(enhancement=0.0, padded=0.0)
     for seed in range(25):
-        draw_task([head], seeded(seed), 1, WINDOW, rates)
+        draw_task(HeadSource([head]), seeded(seed), 1, WINDOW, rates)
     assert assert_no_hippocampus(captured) > 1000
 
 
@@ -423,12 +638,39 @@ def test_a_cohort_shares_one_numbering(tmp_path):
     second = np.zeros((4, 4, 4), np.int16)
     second[1:3, 1:3, 1:3] = 53
     nib.save(nib.Nifti1Image(second, np.eye(4)), tmp_path / "training_seg_02.nii.gz")
-    one, two = read_head_maps(tmp_path, [1, 2])
+    paths = [tmp_path / f"training_seg_0{number}.nii.gz" for number in (1, 2, 3)]
+    one, two = read_head_maps(paths[:2])
     assert one.values == two.values == (0, 3, 17, 24, 53, 510)
     assert two.classes[1, 1, 1] == one.values.index(53)
     assert one.classes[4, 4, 2] == one.values.index(17)
+    assert torch.isnan(two.centroids[one.values.index(17)]).all()
+    assert two.centroids[one.values.index(53)].tolist() == [1.5, 1.5, 1.5]
     with pytest.raises(InputError, match="training_seg_03"):
-        read_head_maps(tmp_path, [1, 3])
+        read_head_maps(paths)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 3, 2.5), "whole numbers"),
+        ((0, 3, -1), "whole numbers"),
+        ((0, 3, 70_000), "whole numbers from 0 to 65535"),
+        ((0, 24, 500), "no voxel has a FreeSurfer label"),
+        (range(300), "300 labels"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(tmp_path, values, message):
+    labels = np.resize(np.array(list(values), np.float32), (8, 8, 8))
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "seg.nii.gz")
+    with pytest.raises(InputError, match=message):
+        read_head_map(tmp_path / "seg.nii.gz")
+
+
+def test_a_cohort_with_too_many_labels_is_refused():
+    heads = [replace(HEADS[0], values=tuple(range(9 * n, 9 * n + 9))) for n in range(29)]
+    assert maps.share_numbering(heads[:28])[27].classes.max() == 9 * 28 - 1
+    with pytest.raises(InputError, match="261 labels in 29 maps"):
+        maps.share_numbering(heads)
 
 
 def test_gather_nearest_by_hand():
@@ -472,6 +714,130 @@ def test_head_crops_show_the_same_place():
         assert found < 1
         gains.append(found - by_chance)
     assert np.mean(gains) > 0.1
+
+
+def cube_head(at: tuple[int, int, int], box: tuple[int, int, int] = (32, 32, 32)) -> HeadMap:
+    """Make a head whose one structure is a cube of 5 voxels around `at`."""
+    classes = torch.zeros(64, 64, 64, dtype=torch.uint8)
+    classes[tuple(slice(a - 2, a + 3) for a in at)] = 1
+    return HeadMap("cube", classes, (0, 3), torch.tensor(box).float(), torch.full((3,), 40.0))
+
+
+def centre_of(classes: torch.Tensor) -> list[float]:
+    return classes.nonzero().float().mean(0).tolist()
+
+
+def test_centroids_by_hand():
+    assert cube_head((20, 30, 41)).centroids[1].tolist() == [20, 30, 41]
+    classes = torch.zeros(2, 3, 4, dtype=torch.uint8)
+    classes[0, 1, 1], classes[1, 2, 2] = 2, 2
+    head = HeadMap("", classes, (0, 5, 9, 11), torch.zeros(3), torch.ones(3))
+    assert head.centroids[2].tolist() == [0.5, 1.5, 1.5]
+    assert torch.isnan(head.centroids[[1, 3]]).all()
+    others = (classes == 0).nonzero().double().mean(0)
+    assert torch.allclose(head.centroids[0].double(), others)
+
+
+@pytest.fixture
+def undeformed(monkeypatch):
+    """Cut crops without jitter, pose or deformation."""
+    monkeypatch.setattr(maps, "uniform", lambda _generator, low, _high: low)
+    monkeypatch.setattr(maps, "deformed_grid", lambda _generator, side, *_: unit_grid(side))
+
+
+def test_crops_around_a_structure_show_it_at_the_same_voxel(undeformed, monkeypatch):
+    heads = [cube_head((24, 30, 40)), cube_head((36, 22, 31), (30, 35, 32))]
+    for by_structure in (True, False):
+        monkeypatch.setattr(maps, "chance", lambda *_, answer=by_structure: answer)
+        apart = []
+        for seed in range(10):
+            one, two = draw_head_labels(heads, seeded(seed), 2, 48, width_mm=48.0).classes
+            assert 0 < one.sum() <= 125
+            apart.append(torch.equal(one, two))
+        assert apart == [by_structure] * 10
+
+
+def test_other_crops_lie_at_the_same_place_of_the_brains_box(undeformed, monkeypatch):
+    monkeypatch.setattr(maps, "chance", lambda *_: False)
+    # a brain twice as large: what lies 4 voxels off the centre of one lies 8 off the other's
+    small = cube_head((36, 32, 32))
+    large = replace(cube_head((38, 30, 30), (30, 30, 30)), extent=torch.full((3,), 80.0))
+    compared = 0
+    for seed in range(40):
+        draw = draw_head_labels([small, large], seeded(seed), 2, 64, width_mm=64.0)
+        order = torch.randperm(2, generator=seeded(seed)).tolist()
+        one, two = draw.classes[order.index(0)], draw.classes[order.index(1)]
+        if one.sum() == two.sum() == 125:  # whole in both crops, whose centre is at 31.5
+            off = [at - 31.5 for at in centre_of(one)]
+            assert [at - 31.5 for at in centre_of(two)] == pytest.approx(
+                [2 * at for at in off], abs=1.6
+            )
+            compared += max(map(abs, off)) > 4
+    assert compared > 5
+
+
+def test_a_head_without_the_structure_is_laid_by_its_box(undeformed, monkeypatch):
+    monkeypatch.setattr(maps, "chance", lambda *_: True)
+    without = cube_head((32, 32, 32))
+    without.classes[without.classes == 1] = 0
+    without.classes[30:35, 30:35, 30:35] = 2
+    heads = [replace(head, values=(0, 3, 9)) for head in (cube_head((32, 32, 32)), without)]
+    seen = set()
+    for seed in range(20):
+        one, two = draw_head_labels(heads, seeded(seed), 2, 40, width_mm=40.0).classes
+        assert torch.equal(one > 0, two > 0)
+        seen |= {int(one.max()), int(two.max())}
+    assert seen == {1, 2}
+
+
+def test_half_of_the_tasks_are_cut_by_structure_or_less(monkeypatch):
+    asked = []
+
+    def noted(generator, probability):
+        asked.append(probability)
+        return chance(generator, probability)
+
+    monkeypatch.setattr(maps, "chance", noted)
+    for seed in range(5):
+        draw_head_labels(HEADS, seeded(seed), 2, 8, width_mm=40.0)
+    assert asked == [maps.BY_STRUCTURE] * 5 == [0.4] * 5
+
+
+def test_heads_are_posed_each_in_its_own_way(monkeypatch):
+    turns, grids = [], []
+
+    def noted(generator, side, affine, elastic, turn):
+        turns.append(turn)
+        grids.append(deformed_grid(generator, side, 0.0, 0.0, turn))
+        return grids[-1]
+
+    monkeypatch.setattr(maps, "deformed_grid", noted)
+    for seed in range(60):
+        draw_head_labels(HEADS, seeded(seed), 2, 8, width_mm=40.0)
+        assert turns[-1] == turns[-2]  # how far heads turn is the task's, where to is theirs
+        assert not torch.equal(grids[-1], grids[-2])
+    assert 0 <= min(turns) < 0.01
+    assert 0.2 < max(turns) <= maps.LARGEST_TURN
+
+
+def test_a_pose_is_a_rotation_as_large_as_it_is_asked():
+    grid = unit_grid(6)
+    angles = []
+    for seed in range(200):
+        rotation = random_rotation(seeded(seed), 0.2)
+        assert torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
+        assert torch.linalg.det(rotation) == pytest.approx(1, abs=1e-5)
+        angles.append(math.acos(min(1.0, (float(rotation.trace()) - 1) / 2)))
+        if seed < 5:
+            posed = deformed_grid(seeded(seed), 6, 0.0, 0.0, turn=0.2)
+            after = seeded(seed)
+            torch.randn(3, 3, generator=after)  # the affine noise comes first
+            turn = random_rotation(after, 0.2)
+            assert torch.allclose(posed, torch.einsum("ij,jxyz->ixyz", turn, grid), atol=1e-5)
+    # the angle's square is the sum of three, each of variance 0.04
+    mean_square = float(np.mean(np.square(angles)))
+    assert mean_square == pytest.approx(3 * 0.04, rel=4 * math.sqrt(2 / 3 / 200))
+    assert torch.equal(random_rotation(seeded(), 0.0), torch.eye(3))
 
 
 # --- images ------------------------------------------------------------------------------------

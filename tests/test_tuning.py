@@ -111,7 +111,7 @@ def test_crops_are_those_of_the_whole_volume(pairs):
     levels = [
         (resize(p.canonical_image.array, shape), resize((p.label.values == 1) * 1.0, shape))
         for p in pairs
-        for shape in (scale_shape(SHAPE, scale, 2) for scale in (1, 2))
+        for shape in (scale_shape(SHAPE, scale, 2, WINDOW) for scale in (1, 2))
     ]
     for seed in range(20):
         task = tasks_of(pairs, ((1,),)).draw(seeded(seed))

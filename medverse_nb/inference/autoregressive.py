@@ -70,7 +70,7 @@ class _Recipe:
     released: bool
 
     def level(self, scale: int) -> Shape:
-        return scale_shape(self.shape, scale, self.scales)
+        return scale_shape(self.shape, scale, self.scales, None if self.released else self.window)
 
     def working(self, scale: int) -> Shape:
         """Return the shape the windows run on."""

@@ -98,12 +98,16 @@ def draw_task(
         fine = _as_task(kind, images[(..., *region)], labels[(..., *region)])
         return replace(fine, coarse=coarse, region=region)
     task = _as_task(kind, images, labels)
-    if not feeds_back:
-        return task
+    return imitate_coarser_scale(task, generator) if feeds_back else task
+
+
+def imitate_coarser_scale(task: TaskDraw, generator: Generator) -> TaskDraw:
+    """Return a task of one scale with an imitated prediction as its autoregressive context."""
+    labels = torch.cat([task.truth, task.context_label[0]])
     return replace(
         task,
         ar_image=coarsen(task.target[:, None]),
-        ar_label=imitate_coarse_prediction(labels[:, None], kind, generator),
+        ar_label=imitate_coarse_prediction(labels, task.kind, generator),
     )
 
 

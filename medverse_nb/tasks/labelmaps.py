@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ..errors import InputError
+from ..io import read_volume, stem_of
+from ..placement import CanonicalVolume
 from .fields import chance, deformed_grid, integer, smooth_field, uniform
 from .volumes import LabelDraw, inside_brain
 
@@ -20,6 +21,7 @@ CSF = frozenset({4, 5, 14, 15, 24, 30, 31, 43, 44, 62, 63, 72})
 WHITE = frozenset({2, 7, 41, 46, 77, 85})
 BETWEEN = frozenset({10, 13, 16, 28, 49, 52, 60})  # thalamus, pallidum, brainstem, ventral DC
 GREY = frozenset({3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58, 136, 137, 163, 164})
+HIGHEST_LABEL, MOST_LABELS, LABEL_TOLERANCE = 65535, 256, 1e-4
 
 # Poses differ between patients, and some data sets are cropped to an organ.
 LARGEST_TURN = 0.25  # rad, deviation of the angle about each axis in the worst aligned tasks
@@ -57,17 +59,30 @@ class HeadMap:
         return (torch.stack(sums, 1) / count[:, None]).float()
 
 
-def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> HeadMap:
-    """Read a 1 mm FreeSurfer label map; `values` fixes the numbering shared by a cohort."""
-    image = nib.as_closest_canonical(nib.nifti1.load(path))
-    labels = np.asarray(image.dataobj).astype(np.int32)
-    values = tuple(np.unique(labels).tolist() if values is None else values)
-    lookup = np.zeros(max(*values, int(labels.max())) + 1, np.uint8)
+def read_head_map(path: str | Path) -> HeadMap:
+    """Read a 1 mm FreeSurfer label map.
+
+    Raises
+    ------
+    InputError : a file that cannot be read, values that are no labels, or none of a brain.
+    """
+    array = CanonicalVolume.of(read_volume(path)).array
+    labels = np.rint(array)
+    off = float(np.abs(array - labels).max())
+    if off > LABEL_TOLERANCE or labels.min() < 0 or labels.max() > HIGHEST_LABEL:
+        raise InputError(f"{path}: a label map holds whole numbers from 0 to {HIGHEST_LABEL}")
+    labels = labels.astype(np.int32)
+    values = tuple(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+    if len(values) > MOST_LABELS:
+        raise InputError(f"{path}: {len(values)} labels; at most {MOST_LABELS} can be kept")
+    lookup = np.zeros(values[-1] + 1, np.uint8)
     lookup[list(values)] = np.arange(len(values))
     brain = np.argwhere(np.isin(labels, [value for value in values if inside_brain(value)]))
+    if not len(brain):
+        raise InputError(f"{path}: no voxel has a FreeSurfer label of the brain")
     low, high = brain.min(0), brain.max(0)
     return HeadMap(
-        name=Path(path).name.removesuffix(".nii.gz"),
+        name=stem_of(path),
         classes=torch.from_numpy(np.ascontiguousarray(lookup[labels])),
         values=values,
         centre=torch.from_numpy((low + high) / 2).float(),
@@ -75,22 +90,36 @@ def read_head_map(path: str | Path, values: Sequence[int] | None = None) -> Head
     )
 
 
+def share_numbering(heads: Sequence[HeadMap]) -> list[HeadMap]:
+    """Renumber the labels of heads alike.
+
+    Raises
+    ------
+    InputError : more than 256 labels.
+    """
+    values = tuple(sorted({value for head in heads for value in head.values}))
+    if len(values) > MOST_LABELS:
+        raise InputError(
+            f"{len(values)} labels in {len(heads)} maps; at most {MOST_LABELS} can be kept"
+        )
+    lookups = [torch.tensor([values.index(v) for v in head.values]).byte() for head in heads]
+    return [
+        replace(head, classes=lookup[head.classes.int()], values=values)
+        for head, lookup in zip(heads, lookups, strict=True)
+    ]
+
+
 def read_head_maps(paths: Sequence[str | Path]) -> list[HeadMap]:
     """Read FreeSurfer label maps with one shared numbering.
 
     Raises
     ------
-    InputError : a missing file, or more than 256 labels.
+    InputError : a missing file, one that is no label map, or more than 256 labels.
     """
     missing = [str(path) for path in paths if not Path(path).is_file()]
     if missing:
         raise InputError(f"label maps not found: {missing}")
-    values = sorted(
-        {int(v) for p in paths for v in np.unique(np.asarray(nib.nifti1.load(p).dataobj))}
-    )
-    if len(values) > 256:
-        raise InputError(f"{len(values)} labels in {len(paths)} maps; at most 256 can be kept")
-    return [read_head_map(path, values) for path in paths]
+    return share_numbering([read_head_map(path) for path in paths])
 
 
 def gather_nearest(volume: Tensor, coordinates: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from .losses import SegmentationLoss
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the generators' seeds are multiples of it
 
 
 class Part(BaseModel):
@@ -73,6 +75,13 @@ class StageConfig(Part):
     share: Positive = 1.0
     context_size: tuple[Count, Count] = (1, 4)
 
+    @model_validator(mode="after")
+    def _goes_upwards(self) -> StageConfig:
+        low, high = self.context_size
+        if low > high:
+            raise ValueError(f"context_size is [smallest, largest], not [{low}, {high}]")
+        return self
+
 
 class OptimizerConfig(Part):
     """AdamW and its learning rate: warm-up by steps, then by the clock.
@@ -102,12 +111,12 @@ class ValidationConfig(Part):
 class TrainingConfig(Part):
     """All of a run, apart from how long, where, and where to."""
 
-    name: str
+    name: FileName
     licence: str
     description: str
     network: dict[str, Any]
     data: Annotated[tuple[DataConfig, ...], Field(min_length=1)]
-    seed: int = 1
+    seed: Seed = 1
     loss: SegmentationLoss = "bce_dice"
     augmentation: Literal["none", "paper"] = "none"
     tasks: TaskConfig = TaskConfig()
@@ -134,8 +143,8 @@ def read_config(path: str | Path) -> TrainingConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of day 40, say
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold keys and values, not {type(values).__name__}")
     try:
@@ -144,7 +153,7 @@ def read_config(path: str | Path) -> TrainingConfig:
         raise InputError(
             "; ".join(_explain(path, problem) for problem in error.errors())
         ) from error
-    _check_network(config)
+    _check_network(path, config)
     return config.model_copy(
         update={"data": tuple(_with_absolute_folder(part, path.parent) for part in config.data)}
     )
@@ -159,16 +168,23 @@ PARTS: dict[str, type[Part]] = {
 }
 
 
-def _check_network(config: TrainingConfig) -> None:
-    """Raise for a network that cannot be built, naming the nearest key for an unknown one."""
+def _check_network(path: Path, config: TrainingConfig) -> None:
+    """Raise for a network that cannot be built, or not be trained as the rest asks."""
     known = [field.name for field in fields(NetworkConfig)]
     for key in config.network:
         if key not in known:
-            raise InputError(f"network: no setting {key!r}{_nearest(key, known)}")
+            raise InputError(f"{path}: no setting 'network.{key}'{_nearest(key, known)}")
     try:
-        _ = config.network_config
+        network = config.network_config
     except WeightsError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{path}: {error}") from error
+    if config.loss == "bce_dice" and network.output != "sigmoid":
+        raise InputError(f'{path}: loss "bce_dice" needs network.output "sigmoid"')
+    if config.tasks.autoregressive and not network.autoregressive:
+        raise InputError(
+            f"{path}: {network.architecture} has no autoregressive branch; set "
+            "tasks.autoregressive to 0"
+        )
 
 
 def _explain(path: Path, problem: Any) -> str:

@@ -34,10 +34,10 @@ class ICLModule(L.LightningModule):
         super().__init__()
         self.config, self.budget_s, self.elapsed_s = config, 60 * minutes, 0.0
         self.plateau = Plateau(config.optimizer.patience)
-        self._averaged_step = 0
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.network = ICLNetwork(config.network_config)
+        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network,
             multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.average_decay),
@@ -69,6 +69,9 @@ class ICLModule(L.LightningModule):
 
     def training_step(self, task: TaskDraw, index: int) -> Tensor:  # noqa: ARG002, Lightning's
         generator = Generator().manual_seed(self.config.seed * 10_000_000 + self.global_step)
+        if task.coarse is not None:
+            with torch.no_grad():
+                task = task.feed_back(predict_task(self.network, task.coarse).cpu())
         prediction = predict_task(self.network, task, generator=generator)
         truth = task.truth.to(prediction.device)
         loss = task_loss(prediction, truth, task.kind, task.weight, self.config.loss)
@@ -92,11 +95,10 @@ class ICLModule(L.LightningModule):
             for parameter in self.network.parameters():
                 parameter.grad = None
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Let the average follow each optimiser step."""
-        if self.global_step > self._averaged_step:
-            self.average.update_parameters(self.network)
-            self._averaged_step = self.global_step
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """Let the average follow each step, before it is validated or saved."""
+        super().optimizer_step(*arguments, **settings)
+        self.average.update_parameters(self.network)
 
     def transfer_batch_to_device(
         self,

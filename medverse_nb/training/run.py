@@ -21,7 +21,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
+from ..io import check_writable
 from ..model.device import autocast, choose_device, choose_precision
 from ..model.network import ICLNetwork
 from ..model.weights import save_network
@@ -91,16 +92,19 @@ def open_data(config: TrainingConfig, *, strict: bool = False) -> Data:
     )
 
 
-def train(run: Run) -> Path:
+def train(run: Run) -> Path | None:
     """Train, resume or finish a run; return the trained weights.
 
-    Ctrl-C leaves a whole checkpoint behind; so does a full disk: an old one is replaced only
-    by a complete new one.
+    Of several processes only the first writes them, and the others return None. Ctrl-C leaves
+    a whole checkpoint behind; so does a full disk: an old one is replaced only by a complete
+    new one.
 
     Raises
     ------
     InputError : data that cannot be used, or a run that is already there and not resumed.
+    OutputError : a checkpoint that cannot be written; the one before it is kept.
     """
+    check_writable(run.checkpoint)
     if run.checkpoint.is_file() and not run.resume:
         raise InputError(f"{run.checkpoint} is there already; --resume it, or use another --run")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -135,8 +139,9 @@ def train(run: Run) -> Path:
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
     trainer.save_checkpoint(run.checkpoint)
-    if trainer.is_global_zero:
-        export(module, run, worker_count(run) if on_cpu else 1)
+    if not trainer.is_global_zero:
+        return None
+    export(module, run, f"{worker_count(run) if on_cpu else 1} workers on {device.type}")
     return run.weights
 
 
@@ -159,7 +164,7 @@ def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
         strategy=strategy,
         precision="bf16-mixed" if fast else "32-true",
         accumulate_grad_batches=run.config.optimizer.accumulate,
-        max_epochs=1,
+        max_epochs=-1,  # a run that came to its end can be resumed for longer
         callbacks=[
             Clock(),
             Validation(run, data.validation),
@@ -197,6 +202,9 @@ class WholeOrNothing(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch tells a full disk by the latter
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OutputError(f"{path}: could not be written ({cause})") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -260,7 +268,7 @@ class Validation(Callback):
         return scores
 
 
-def export(module: ICLModule, run: Run, workers: int) -> None:
+def export(module: ICLModule, run: Run, trained_on: str) -> None:
     """Write the averaged weights in half precision, with how they came about."""
     network = module.average.module
     assert isinstance(network, ICLNetwork)
@@ -271,8 +279,7 @@ def export(module: ICLModule, run: Run, workers: int) -> None:
         name=run.config.name,
         licence=run.config.licence,
         training=(
-            f"{module.global_step} steps, {module.elapsed_s / 60:.0f} minutes, {workers} workers "
-            f"on {module.device.type}, seed {run.config.seed}, torch {version('torch')}; "
-            f"{run.config.description.strip()}"
+            f"{module.global_step} steps, {module.elapsed_s / 60:.0f} minutes, {trained_on}, "
+            f"seed {run.config.seed}, torch {version('torch')}; {run.config.description.strip()}"
         ),
     )

@@ -9,10 +9,10 @@ import torch
 from torch import Generator
 from torch.utils.data import Dataset, Sampler
 
-from ..tasks.draw import TaskDraw, TaskRates, draw_task
+from ..tasks.draw import TaskDraw, TaskRates, draw_task, imitate_coarser_scale
 from ..tasks.fields import integer
 from ..tasks.scenes import Mixture
-from .augmentation import augment_images, augment_task
+from .augmentation import AugmentationRates, augment_images, augment_task
 from .config import StageConfig, TrainingConfig
 
 SEEDS_APART = 10_000_000  # steps of one seed before those of the next
@@ -22,6 +22,15 @@ MOST_WORKERS = 64
 def task_rates(config: TrainingConfig) -> TaskRates:
     """Return what a configuration asks of the volumes."""
     return TaskRates(**config.tasks.model_dump())
+
+
+def augmentation_rates(config: TrainingConfig) -> AugmentationRates:
+    """Return the paper's rates, without inverted masks where something is never to be asked for.
+
+    An inverted mask asks for all the rest, and so for what is kept out of every foreground.
+    """
+    kept_out = any(part.kind == "label_maps" or part.never_foreground for part in config.data)
+    return AugmentationRates(mask_inversion=0.0) if kept_out else AugmentationRates()
 
 
 def step_seed(config: TrainingConfig, step: int, rank: int = 0) -> int:
@@ -44,6 +53,7 @@ class TaskStream(Dataset[TaskDraw]):
 
     def __init__(self, mixture: Mixture, config: TrainingConfig) -> None:
         self.mixture, self.config, self.rates = mixture, config, task_rates(config)
+        self.augmentation = augmentation_rates(config)
 
     def __getitem__(self, index: tuple[int, int, int]) -> TaskDraw:
         step, size, rank = index
@@ -51,24 +61,30 @@ class TaskStream(Dataset[TaskDraw]):
         source = self.mixture.choose(generator)
         window = self.config.network_config.window
         task = draw_task(source, generator, size, window, self.rates)
-        return task if self.config.augmentation == "none" else augmented(task, generator)
+        if self.config.augmentation == "none":
+            return task
+        return augmented(task, generator, self.augmentation)
 
 
-def augmented(task: TaskDraw, generator: Generator) -> TaskDraw:
-    """Apply the paper's augmentation to all volumes of a task of one scale."""
+def augmented(task: TaskDraw, generator: Generator, rates: AugmentationRates) -> TaskDraw:
+    """Augment all volumes of a task of one scale; one of two scales stays as it is.
+
+    An autoregressive context is imitated anew, from what the task has become.
+    """
     if task.coarse is not None:
         return task
     inputs = torch.cat([task.target[0], task.context_image[0, :, 0]])
     outputs = torch.cat([task.truth[0], task.context_label[0, :, 0]])
-    inputs, outputs = augment_task(task.kind, inputs, outputs, generator)
-    inputs, outputs = augment_images(inputs, outputs, generator)
-    return replace(
+    inputs, outputs = augment_task(task.kind, inputs, outputs, generator, rates)
+    inputs, outputs = augment_images(inputs, outputs, generator, rates)
+    changed = replace(
         task,
         target=inputs[None, :1],
         truth=outputs[None, :1],
         context_image=inputs[None, 1:, None],
         context_label=outputs[None, 1:, None],
     )
+    return changed if task.ar_image is None else imitate_coarser_scale(changed, generator)
 
 
 class StepSampler(Sampler[tuple[int, int, int]]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +19,12 @@ from ..geometry import Grid
 from ..io import VolumeWarning
 from ..resampling import resample_affine
 from ..tasks.fields import integer, uniform
-from ..tasks.labelmaps import gather_nearest, read_head_maps
+from ..tasks.labelmaps import gather_nearest, read_head_map, share_numbering
 from ..tasks.scenes import HeadSource, Scene, ShapeSource, Source
 from ..tasks.volumes import LabelDraw
 from .config import DataConfig
 
+Case = TypeVar("Case")
 T = TypeVar("T")
 LARGEST_JITTER = 0.1  # of a crop's width: how far apart the same place may be in two subjects
 
@@ -126,15 +127,31 @@ def open_source(config: DataConfig, *, strict: bool = False) -> Split:
         return Split(ShapeSource(), None)
     assert config.folder is not None  # the configuration saw to it
     if config.kind == "label_maps":
-        paths = list_volumes(config.folder)
-        training, validation = _split(paths, config)
-        heads = read_head_maps(paths)
+        maps, skipped = _read_cases(list_volumes(config.folder), read_head_map, strict=strict)
+        training, validation = _split(share_numbering(maps), config)
         never = frozenset(config.never_foreground)
         return Split(
-            HeadSource(heads[: len(training)], never),
-            HeadSource(heads[len(training) :], never) if validation else None,
+            HeadSource(training, never),
+            HeadSource(validation, never) if validation else None,
+            skipped,
         )
     return _open_scans(config, config.folder, strict)
+
+
+def _read_cases(
+    cases: Iterable[Case], read: Callable[[Case], T], *, strict: bool
+) -> tuple[list[T], tuple[str, ...]]:
+    """Read every case; return what could be used, and why the others could not."""
+    usable, skipped = [], []
+    for case in cases:
+        try:
+            usable.append(read(case))
+        except MedverseError as error:
+            if strict:
+                raise
+            skipped.append(str(error))
+            warnings.warn(f"passed over: {error}", VolumeWarning, stacklevel=4)
+    return usable, tuple(skipped)
 
 
 def _split(cases: Sequence[T], config: DataConfig) -> tuple[Sequence[T], Sequence[T]]:
@@ -148,15 +165,10 @@ def _split(cases: Sequence[T], config: DataConfig) -> tuple[Sequence[T], Sequenc
 
 
 def _open_scans(config: DataConfig, folder: Path, strict: bool) -> Split:
-    pairs, skipped = [], []
-    for name, (image, label) in find_pairs(folder / "imagesTr", folder / "labelsTr").items():
-        try:
-            pairs.append(make_pair(image, label, name=name))
-        except MedverseError as error:
-            if strict:
-                raise
-            skipped.append(str(error))
-            warnings.warn(f"passed over: {error}", VolumeWarning, stacklevel=2)
+    files = find_pairs(folder / "imagesTr", folder / "labelsTr")
+    pairs, skipped = _read_cases(
+        files, lambda name: make_pair(*files[name], name=name), strict=strict
+    )
     values = (0, *sorted({value for pair in pairs for value in pair.values}))
     if len(values) > 256:
         raise InputError(f"{folder}: {len(values)} label values; at most 256 can be trained on")
@@ -172,5 +184,5 @@ def _open_scans(config: DataConfig, folder: Path, strict: bool) -> Split:
     return Split(
         ScanSource(training, values, never),
         ScanSource(validation, values, never) if validation else None,
-        tuple(skipped),
+        skipped,
     )

@@ -59,7 +59,7 @@ class TuningTasks:
         grid = chosen[0].canonical_image.grid
         scales = scale_count(grid.shape, self.window)
         scale = integer(generator, 1, scales)
-        level = grid.resized(scale_shape(grid.shape, scale, scales))
+        level = grid.resized(scale_shape(grid.shape, scale, scales, self.window))
         region = self._draw_region(chosen[0], values, level.shape, generator)
         image, label = self._read(chosen, values, level, region)
         kind = "image" if values is None else SEGMENTATION
