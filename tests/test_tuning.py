@@ -133,6 +133,19 @@ def contains(volume: np.ndarray, window: np.ndarray) -> bool:
     )
 
 
+def test_labels_stay_in_range_where_resampling_rounds():
+    """A box that is not a whole multiple of another: weights that sum to one but for rounding."""
+    rng = np.random.default_rng(3)
+    volumes = [
+        make_pair(rng.random(shape), np.ones(shape, np.uint8), name=f"{shape}", affine=np.eye(4))
+        for shape in [(35, 51, 37), (33, 47, 41), (38, 53, 29)]
+    ]
+    tasks = TuningTasks(volumes, ((1,),), "box", 32)
+    for seed in range(12):
+        task = tasks.draw(seeded(seed))
+        assert max(float(task.truth.max()), float(task.context_label.max())) <= 1
+
+
 def test_image_tasks_have_images_as_labels(pairs):
     images = [make_pair(p.image, 2 * p.image + 3, name=p.name, task="image") for p in pairs]
     task = TuningTasks(images, [None], "box", WINDOW).draw(seeded(1))

@@ -102,7 +102,7 @@ class TuningTasks:
         for volume, crop in zip(filled, crops, strict=True):
             x, y, z = crop.shape
             volume[0, :x, :y, :z] = torch.from_numpy(crop)
-        return filled
+        return filled.clamp_(0, 1)  # resampling may leave the range by a rounding error
 
 
 @dataclass(frozen=True)
