@@ -941,7 +941,8 @@ def test_needs_are_enough():
     for task in TASKS.values():
         needed = {fields[need] for need in task.needs}
         for name in {"labels", "second"} - needed:
-            task.function(without(volumes, name), seeded())
+            inputs, outputs = task.function(without(volumes, name), seeded())
+            assert inputs.shape == outputs.shape == volumes.images.shape
 
 
 def test_the_registry_is_table_3_of_the_paper():

@@ -41,8 +41,8 @@ from medverse_nb.training.sampler import (
     augmentation_rates,
     augmented,
     stage_at,
-    step_seed,
     task_rates,
+    task_seed,
 )
 from medverse_nb.training.validation import hard_dice, peak_signal_to_noise, validate
 
@@ -364,7 +364,7 @@ def test_seed_step_and_rank_alone_decide_a_task(augmentation):
 
 def test_no_two_tasks_have_one_seed():
     seeds = {
-        step_seed(config_with(seed=seed), step, rank)
+        task_seed(config_with(seed=seed), step, rank)
         for seed in (0, 1, 2**32 - 1)
         for step in (0, 1, 9_999_999)
         for rank in (0, 1, 63)

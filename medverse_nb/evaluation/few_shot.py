@@ -18,6 +18,7 @@ from ..model.config import Precision
 from ..model.device import autocast
 from ..placement import CanonicalVolume, place
 from ..resampling import FloatArray
+from ..training.rates import cosine, warm_up
 
 Kind = Literal["unet", "swin_unetr"]
 PATCH = 32
@@ -106,9 +107,9 @@ def train_few_shot(
     generator = Generator().manual_seed(seed)
     started, steps = clock(), 0
     while (used := clock() - started) < seconds:
-        rate = PEAK_RATE * min(1.0, (steps + 1) / WARM_UP_STEPS)
+        rate = PEAK_RATE * warm_up(steps, WARM_UP_STEPS) * cosine(used / seconds)
         for group in optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * used / seconds))
+            group["lr"] = rate
         images, labels = _draw_batch(cases, generator)
         with autocast(precision, images.device):
             logits = network(images)

@@ -15,6 +15,8 @@ from ..tasks.draw import TaskDraw
 from .config import TrainingConfig
 from .forward import predict_task
 from .losses import task_loss
+from .rates import cosine, warm_up
+from .sampler import step_seed
 
 LOWEST_RATE = 0.01  # of the peak, where the cosine ends
 
@@ -52,11 +54,10 @@ class ICLModule(L.LightningModule):
     def learning_rate(self) -> float:
         """Return the rate of the next step: warm-up by steps, then cosine or plateau."""
         settings = self.config.optimizer
-        warm = min(1.0, (self.global_step + 1) / settings.warm_up_steps)
+        rate = settings.peak_rate * warm_up(self.global_step, settings.warm_up_steps)
         if settings.schedule == "plateau":
-            return settings.peak_rate * warm * self.plateau.factor
-        cosine = 0.5 * (1 + math.cos(math.pi * self.share))
-        return settings.peak_rate * warm * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+            return rate * self.plateau.factor
+        return rate * cosine(self.share, LOWEST_RATE)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.config.optimizer
@@ -68,7 +69,7 @@ class ICLModule(L.LightningModule):
         )
 
     def training_step(self, task: TaskDraw, index: int) -> Tensor:  # noqa: ARG002, Lightning's
-        generator = Generator().manual_seed(self.config.seed * 10_000_000 + self.global_step)
+        generator = Generator().manual_seed(step_seed(self.config, self.global_step))
         if task.coarse is not None:
             with torch.no_grad():
                 task = task.feed_back(predict_task(self.network, task.coarse).cpu())

@@ -153,6 +153,7 @@ def worker_count(run: Run) -> int:
 def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
     """Return a trainer without epochs or batches of its own: one step, one task, until time is up."""
     on_cpu = device.type == "cpu"
+    clock = Clock()
     devices: Any = worker_count(run) if on_cpu else [device.index or 0]
     fast = choose_precision("auto", device) == "bfloat16"
     strategy: str | Strategy = "auto"
@@ -166,8 +167,8 @@ def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
         accumulate_grad_batches=run.config.optimizer.accumulate,
         max_epochs=-1,  # a run that came to its end can be resumed for longer
         callbacks=[
-            Clock(),
-            Validation(run, data.validation),
+            clock,
+            Validation(run, data.validation, clock),
             ModelCheckpoint(
                 run.folder,
                 filename="last",
@@ -215,8 +216,12 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.last = time.monotonic()
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:  # noqa: ARG002
+    def go_on(self) -> None:
+        """Count from now: what came before was not training."""
         self.last = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:  # noqa: ARG002
+        self.go_on()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ICLModule)
@@ -230,8 +235,8 @@ class Clock(Callback):
 class Validation(Callback):
     """Validates the averaged weights from time to time and at the end; the first process does."""
 
-    def __init__(self, run: Run, held_out: Mixture) -> None:
-        self.config, self.held_out = run.config, held_out
+    def __init__(self, run: Run, held_out: Mixture, clock: Clock) -> None:
+        self.config, self.held_out, self.clock = run.config, held_out, clock
         self.every_s = 60 * run.config.validation.every_minutes
         self.due_s = self.every_s
         self.file = run.folder / "validation.jsonl"
@@ -249,9 +254,7 @@ class Validation(Callback):
         scores = trainer.strategy.broadcast(scores)
         dice = [value for name, value in scores.items() if name.startswith("dice")]
         module.plateau.update(sum(dice) / len(dice) if dice else 0.0)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Clock):  # validating is not training
-                callback.last = time.monotonic()
+        self.clock.go_on()
 
     def validate(self, module: ICLModule) -> dict[str, float]:
         """Score the averaged weights and write a line of the log."""

@@ -33,9 +33,14 @@ def augmentation_rates(config: TrainingConfig) -> AugmentationRates:
     return AugmentationRates(mask_inversion=0.0) if kept_out else AugmentationRates()
 
 
-def step_seed(config: TrainingConfig, step: int, rank: int = 0) -> int:
+def step_seed(config: TrainingConfig, step: int) -> int:
+    """Return the seed of what all workers share at a step."""
+    return config.seed * SEEDS_APART + step
+
+
+def task_seed(config: TrainingConfig, step: int, rank: int) -> int:
     """Return the seed of one worker's task at a step."""
-    return (config.seed * SEEDS_APART + step) * MOST_WORKERS + rank
+    return step_seed(config, step) * MOST_WORKERS + rank
 
 
 def stage_at(config: TrainingConfig, share: float) -> StageConfig:
@@ -57,7 +62,7 @@ class TaskStream(Dataset[TaskDraw]):
 
     def __getitem__(self, index: tuple[int, int, int]) -> TaskDraw:
         step, size, rank = index
-        generator = Generator().manual_seed(step_seed(self.config, step, rank))
+        generator = Generator().manual_seed(task_seed(self.config, step, rank))
         source = self.mixture.choose(generator)
         window = self.config.network_config.window
         task = draw_task(source, generator, size, window, self.rates)
@@ -107,6 +112,6 @@ class StepSampler(Sampler[tuple[int, int, int]]):
         step, rank = self.first(), self.rank()
         while True:
             low, high = stage_at(self.config, self.share()).context_size
-            generator = Generator().manual_seed(self.config.seed * SEEDS_APART + step)
+            generator = Generator().manual_seed(step_seed(self.config, step))
             yield step, integer(generator, low, high), rank
             step += 1

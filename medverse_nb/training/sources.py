@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,12 @@ class Scan:
     image: NDArray[np.float16] = field(repr=False)
     classes: Tensor = field(repr=False)
     grid: Grid
+
+    @cached_property
+    def structures(self) -> Tensor:
+        """The classes it shows, background apart: looked up once, not at every draw."""
+        present = torch.unique(self.classes)
+        return present[present > 0]
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,9 @@ class ScanSource:
 
     def _draw_place(self, scan: Scan, generator: Generator) -> NDArray[np.float64]:
         """Draw a voxel of a random structure, as shares of the scan's box."""
-        present = torch.unique(scan.classes)
-        present = present[present > 0]
-        if not len(present):
+        if not len(scan.structures):
             return torch.rand(3, generator=generator).double().numpy()
-        structure = present[integer(generator, 0, len(present) - 1)]
+        structure = scan.structures[integer(generator, 0, len(scan.structures) - 1)]
         voxels = (scan.classes == structure).nonzero()
         voxel = voxels[integer(generator, 0, len(voxels) - 1)].double().numpy()
         return np.asarray((voxel + 0.5) / np.array(scan.grid.shape))

@@ -9,10 +9,9 @@ the untuned one.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,15 +23,16 @@ from ..inference.schedule import scale_count, scale_shape
 from ..model.config import Precision
 from ..model.network import ICLNetwork
 from ..resampling import FloatArray, Region
-from ..tasks.draw import TaskDraw, imitate_coarse_prediction
-from ..tasks.fields import chance, coarsen, integer
+from ..tasks.draw import TaskDraw, imitate_coarser_scale
+from ..tasks.fields import chance, integer
 from .forward import predict_task
 from .losses import SEGMENTATION, task_loss
+from .rates import cosine, warm_up
 
 Values = tuple[int, ...] | None  # label values of a class; None for an image task
 OnProgress = Callable[[float, float], None]  # seconds used, of how many
 
-PEAK_RATE, WARM_UP_STEPS, CLIP = 5e-4, 10, 1.0
+PEAK_RATE, LOWEST_RATE, WARM_UP_STEPS, CLIP = 5e-4, 0.05, 10, 1.0
 LARGEST_CONTEXT = 4
 AROUND_FOREGROUND = 0.75  # share of the windows that hold a voxel of the class
 
@@ -64,13 +64,7 @@ class TuningTasks:
         image, label = self._read(chosen, values, level, region)
         kind = "image" if values is None else SEGMENTATION
         task = TaskDraw(kind, image[:1], label[:1], image[None, 1:], label[None, 1:])
-        if scale == 1:
-            return task
-        return replace(
-            task,
-            ar_image=coarsen(image[None, :1]),
-            ar_label=imitate_coarse_prediction(label, kind, generator),
-        )
+        return task if scale == 1 else imitate_coarser_scale(task, generator)
 
     def _draw_region(
         self, target: ContextPair, values: Values, shape: Shape, generator: Generator
@@ -152,35 +146,26 @@ def tune_network(
     optimizer = torch.optim.AdamW(copied.parameters(), PEAK_RATE, weight_decay=0.0)
     generator = Generator().manual_seed(seed)
     started, steps = time.monotonic(), 0
-    train_until = [seconds / 2, seconds]
-    while train_until:
-        used = time.monotonic() - started
-        if used < train_until[0]:
-            _step(
-                copied,
-                optimizer,
-                draw(generator),
-                _rate(steps, used / seconds),
-                precision,
-                generator,
-            )
+    cost = 0.0  # of the last measurement, to leave time for the next
+    for end in (seconds / 2, seconds):
+        while (used := time.monotonic() - started) < end - cost:
+            rate = _rate(steps, used / seconds)
+            _step(copied, optimizer, draw(generator), rate, precision, generator)
             steps += 1
             if on_progress:
                 on_progress(min(time.monotonic() - started, seconds), seconds)
-            continue
         score = measure(copied.eval())
         copied.train()
         if score > max(before for _, before in curve):
             best = copy.deepcopy(copied)
         curve.append((time.monotonic() - started, score))
-        train_until = [seconds - (curve[-1][0] - used)] if len(train_until) == 2 else []
+        cost = curve[-1][0] - used
     return TunedNetwork(best.eval(), tuple(curve), steps)
 
 
 def _rate(steps: int, share: float) -> float:
-    """Return the learning rate: warm up by steps, then a cosine of the share of the time used."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return PEAK_RATE * min(1.0, (steps + 1) / WARM_UP_STEPS) * (0.05 + 0.95 * cosine)
+    """Return the learning rate of the next step after a share of the time."""
+    return PEAK_RATE * warm_up(steps, WARM_UP_STEPS) * cosine(share, LOWEST_RATE)
 
 
 def _step(
