@@ -229,6 +229,10 @@ def train(
     ] = False,
     workers: Annotated[int | None, typer.Option(help="CPU processes; default one a core.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a bad case.")] = False,
+    initial_weights: Annotated[
+        str | None, typer.Option(help="A model's name or file to start from.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the configuration's.")] = None,
 ) -> None:
     """Train a model, or go on training it; Ctrl-C leaves a whole checkpoint."""
     if minutes <= 0 or (workers is not None and workers < 1):
@@ -241,7 +245,10 @@ def train(
         raise InputError(
             f'training needs {error.name}: pip install "medverse_nb[train]"'
         ) from error
-    weights = train_run(Run(read_config(config), run, minutes, device, resume, strict, workers))
+    settings = read_config(config, seed=seed)
+    weights = train_run(
+        Run(settings, run, minutes, device, resume, strict, workers, initial_weights)
+    )
     if weights:
         out_console.print(f"written to {weights}", soft_wrap=True)
 

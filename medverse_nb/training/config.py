@@ -130,8 +130,10 @@ class TrainingConfig(Part):
         return NetworkConfig.from_dict(self.network)
 
 
-def read_config(path: str | Path) -> TrainingConfig:
+def read_config(path: str | Path, *, seed: int | None = None) -> TrainingConfig:
     """Read and check a YAML file; folders in it are taken relative to it.
+
+    `seed` replaces the file's.
 
     Raises
     ------
@@ -147,6 +149,8 @@ def read_config(path: str | Path) -> TrainingConfig:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold keys and values, not {type(values).__name__}")
+    if seed is not None:
+        values["seed"] = seed
     try:
         config = TrainingConfig.model_validate(values)
     except ValidationError as error:

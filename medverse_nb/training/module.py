@@ -30,15 +30,20 @@ class ICLModule(L.LightningModule):
     Parameters
     ----------
     minutes : the run's whole budget; the learning rate reaches its end there.
+    initial : a network of the same configuration to start from; None starts from chance.
     """
 
-    def __init__(self, config: TrainingConfig, minutes: float) -> None:
+    def __init__(
+        self, config: TrainingConfig, minutes: float, initial: ICLNetwork | None = None
+    ) -> None:
         super().__init__()
         self.config, self.budget_s, self.elapsed_s = config, 60 * minutes, 0.0
         self.plateau = Plateau(config.optimizer.patience)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.network = ICLNetwork(config.network_config)
+        if initial is not None:
+            self.network.load_state_dict(initial.state_dict())
         self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network,

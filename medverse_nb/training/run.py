@@ -25,6 +25,7 @@ from ..errors import InputError, OutputError
 from ..io import check_writable
 from ..model.device import autocast, choose_device, choose_precision
 from ..model.network import ICLNetwork
+from ..model.registry import load_model
 from ..model.weights import save_network
 from ..tasks.draw import TaskDraw
 from ..tasks.scenes import Mixture
@@ -46,6 +47,7 @@ class Run:
     folder : for checkpoints, logs and the trained weights.
     minutes : of training in all, earlier parts of a resumed run included.
     workers : processes on a CPU, one thread each; None for one a core.
+    initial_weights : a model's name or file to start from; None starts from chance.
     """
 
     config: TrainingConfig
@@ -55,6 +57,7 @@ class Run:
     resume: bool = False
     strict: bool = False
     workers: int | None = None
+    initial_weights: str | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -113,7 +116,7 @@ def train(run: Run) -> Path | None:
     torch.set_num_threads(1 if on_cpu and worker_count(run) > 1 else torch.get_num_threads())
     data = open_data(run.config, strict=run.strict)
     run.folder.mkdir(parents=True, exist_ok=True)
-    module = ICLModule(run.config, run.minutes)
+    module = ICLModule(run.config, run.minutes, open_initial(run))
     trainer = make_trainer(run, device, data)
     workers = 0 if on_cpu else DATA_WORKERS_OF_A_GPU
     loader: DataLoader[TaskDraw] = DataLoader(
@@ -143,6 +146,24 @@ def train(run: Run) -> Path | None:
         return None
     export(module, run, f"{worker_count(run) if on_cpu else 1} workers on {device.type}")
     return run.weights
+
+
+def open_initial(run: Run) -> ICLNetwork | None:
+    """Load the weights a run starts from.
+
+    Raises
+    ------
+    InputError : they belong to another network than the configuration's.
+    WeightsError : unknown or damaged weights.
+    """
+    if run.initial_weights is None:
+        return None
+    network = load_model(run.initial_weights, "cpu")
+    theirs, ours = network.config.to_dict(), run.config.network_config.to_dict()
+    others = [f"{key} {theirs[key]} for {ours[key]}" for key in ours if theirs[key] != ours[key]]
+    if others:
+        raise InputError(f"{run.initial_weights} is another network: {', '.join(others)}")
+    return network
 
 
 def worker_count(run: Run) -> int:
@@ -275,6 +296,7 @@ def export(module: ICLModule, run: Run, trained_on: str) -> None:
     """Write the averaged weights in half precision, with how they came about."""
     network = module.average.module
     assert isinstance(network, ICLNetwork)
+    begun = f"from {Path(run.initial_weights).stem}, " if run.initial_weights else ""
     save_network(
         network,
         run.weights,
@@ -282,7 +304,7 @@ def export(module: ICLModule, run: Run, trained_on: str) -> None:
         name=run.config.name,
         licence=run.config.licence,
         training=(
-            f"{module.global_step} steps, {module.elapsed_s / 60:.0f} minutes, {trained_on}, "
+            f"{begun}{module.global_step} steps, {module.elapsed_s / 60:.0f} minutes, {trained_on}, "
             f"seed {run.config.seed}, torch {version('torch')}; {run.config.description.strip()}"
         ),
     )
