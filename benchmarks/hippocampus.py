@@ -46,8 +46,8 @@ class Cohort:
         return cls(folder, cases, [name for name in names if name not in cases])
 
     def open_session(self, model: str, size: int, seed: int) -> mv.ICLSession:
-        """Open a session with `size` pairs drawn from the pool."""
-        chosen = np.random.default_rng(seed).choice(self.pool, size, replace=False)
+        """Open a session with the first `size` pairs of a shuffled pool: sizes are nested."""
+        chosen = np.random.default_rng(seed).permutation(self.pool)[:size]
         session = mv.ICLSession(model)
         session.add_context_folder(
             self.folder / "imagesTr", self.folder / "labelsTr", names=sorted(chosen.tolist())
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--model", default="medverse-tiny")
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1, 4, 8, 16])
-    parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--minute", action="store_true")
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()

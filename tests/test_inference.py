@@ -481,10 +481,20 @@ def test_neuroverse3d_has_one_scale_over_the_whole_volume():
     expected = resize(2 * small[0] - small[1].mean(0) * small[2].max(0), target.shape)
     assert np.abs(steps[0].prediction - expected).max() < 1e-5
     assert np.array_equal(steps[0].image, target)
-    predict_array(stub, target, image, label, scales=1)
     for scales in (2, 0):
         with pytest.raises(InputError, match="neuroverse3d has no autoregressive branch"):
             predict_array(stub, target, image, label, scales=scales)
+
+
+def test_one_scale_is_a_direct_sliding_window_for_every_network():
+    target, image, label = draw_arrays((20, 12, 9))
+    expected = 2 * target - image.mean(0) * label.max(0)
+    for architecture in ("medverse", "neuroverse3d"):
+        stub = Stub(pointwise, architecture)
+        prediction = predict_array(stub, target, image, label, scales=1)
+        assert np.abs(prediction - expected).max() < 1e-5, architecture
+        assert len(stub.calls) > 1
+        assert not any(call.fed for call in stub.calls)
 
 
 def test_the_runner_answers_in_float32_under_autocast():

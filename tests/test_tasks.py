@@ -106,7 +106,7 @@ def test_the_generator_alone_decides_the_task(source, seed):
 
 
 def assert_in_order(task: TaskDraw, size: int) -> None:
-    assert task.weight == TASKS[task.kind].weight
+    assert task.weights == (TASKS[task.kind].weight,)
     cube = (WINDOW,) * 3
     assert task.target.shape == task.truth.shape == (1, 1, *cube)
     assert task.context_image.shape == task.context_label.shape == (1, size, 1, *cube)
@@ -163,7 +163,7 @@ def test_rates_of_none_and_all(rate):
         for seed in range(8):
             task = draw_brain(seed, rates, 1)
             assert (task.ar_image is not None) == (rate == 1 and own == 0)
-            assert (task.coarse is not None) == (task.region is not None) == (rate == own == 1)
+            assert (task.coarse is not None) == bool(task.regions) == (rate == own == 1)
             assert (task.kind != "segmentation") == bool(rate)
 
 
@@ -325,7 +325,7 @@ def test_the_fine_task_is_a_region_of_what_the_coarse_one_shows(source, whole_vo
         task = draw_task(source, seeded(seed), 2, WINDOW, replace(TWO_SCALES, enhancement=0.3))
         images, labels = whole_volumes[-1]
         assert images.shape == (3, *(2 * WINDOW,) * 3)
-        region = task.region
+        (region,) = task.regions
         assert all(r.stop - r.start == WINDOW and r.start >= 0 for r in region)
         assert torch.equal(task.target[0], images[:1][(..., *region)])
         assert torch.equal(task.truth[0], labels[:1][(..., *region)])
@@ -348,10 +348,10 @@ def test_feeding_back_the_truth_gives_the_coarsened_truth(whole_volumes):
         images, labels = whole_volumes[-1]
         fed = task.feed_back(task.coarse.truth)
         assert fed.coarse is None
-        assert fed.region is None
+        assert fed.regions == ()
         assert fed.ar_image.shape == fed.ar_label.shape == (1, 1, 1, *(WINDOW,) * 3)
-        assert torch.allclose(fed.ar_label[0, 0], coarsen(labels[:1])[(..., *task.region)])
-        assert torch.allclose(fed.ar_image[0, 0], coarsen(images[:1])[(..., *task.region)])
+        assert torch.allclose(fed.ar_label[0, 0], coarsen(labels[:1])[(..., *task.regions[0])])
+        assert torch.allclose(fed.ar_image[0, 0], coarsen(images[:1])[(..., *task.regions[0])])
         for name in ("target", "truth", "context_image", "context_label"):
             assert getattr(fed, name) is getattr(task, name)
         assert task.coarse is not None  # the task itself is not changed
@@ -369,17 +369,42 @@ def test_feeding_back_by_hand():
     ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 1, 16, 16, 16) / 20
     half = F.avg_pool3d(ramp, 2)
     context = half[None]
-    coarse = TaskDraw("segmentation", half, half, context, context)
+    coarse = TaskDraw(("segmentation",), half, half, context, context)
     region = (slice(3, 11), slice(0, 8), slice(8, 16))
     crop = ramp[(..., *region)]
     task = TaskDraw(
-        "segmentation", crop, crop, crop[None], crop[None], coarse=coarse, region=region
+        ("segmentation",), crop, crop, crop[None], crop[None], coarse=coarse, regions=(region,)
     )
     fed = task.feed_back(1 - half)
     assert torch.allclose(fed.ar_image[0], crop)
     assert torch.allclose(fed.ar_label[0], 1 - crop)
     assert torch.equal(task.feed_back(half + 5).ar_label, torch.ones(1, 1, 1, 8, 8, 8))
     assert torch.equal(task.feed_back(half - 5).ar_label, torch.zeros(1, 1, 1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("feedback", ["none", "imitated", "own"])
+def test_stacked_tasks_are_the_tasks_one_after_the_other(feedback):
+    tasks = [draw_task(SHAPES, seeded(s), 2, WINDOW, USUAL, feedback) for s in range(3)]
+    together = drawing.stack_tasks(tasks)
+    assert together.kinds == tuple(task.kind for task in tasks)
+    assert together.weights == tuple(task.weights[0] for task in tasks)
+    assert (together.coarse is not None) == (feedback == "own")
+    assert (together.ar_image is not None) == (feedback == "imitated")
+    if feedback == "own":
+        answers = [1 - task.coarse.truth for task in tasks]
+        together = together.feed_back(torch.cat(answers))
+        tasks = [task.feed_back(answer) for task, answer in zip(tasks, answers, strict=True)]
+    for place, task in enumerate(tasks):
+        for name, value in tensors(task).items():
+            assert torch.equal(getattr(together, name)[place : place + 1], value), name
+
+
+def test_tasks_move_to_a_device_whole():
+    task = draw_task(SHAPES, seeded(0), 2, WINDOW, USUAL, "own")
+    moved = task.to(torch.device("meta"))
+    assert {value.device.type for value in tensors(moved).values()} == {"meta"}
+    assert moved.coarse.target.is_meta
+    assert (moved.kinds, moved.regions) == (task.kinds, task.regions)
 
 
 def test_a_region_lies_in_what_padding_kept():

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 import medverse_nb as mv
 from medverse_nb.model.weights import load_network, read_notes
-from medverse_nb.tasks.draw import TaskDraw, TaskRates, draw_task
+from medverse_nb.tasks.draw import TaskDraw, TaskRates, draw_task, stack_tasks
 from medverse_nb.tasks.fields import double
 from medverse_nb.tasks.scenes import Mixture, ShapeSource
 from medverse_nb.training import module as module_file
@@ -32,17 +32,18 @@ from medverse_nb.training import sampler as sampler_file
 from medverse_nb.training import validation as validation_file
 from medverse_nb.training.augmentation import AugmentationRates
 from medverse_nb.training.config import TrainingConfig
-from medverse_nb.training.forward import predict_task
+from medverse_nb.training.forward import predict_tasks
 from medverse_nb.training.losses import task_loss
 from medverse_nb.training.module import ICLModule, Plateau
 from medverse_nb.training.sampler import (
     StepSampler,
+    TaskIndex,
     TaskStream,
     augmentation_rates,
     augmented,
+    seed_of,
     stage_at,
     task_rates,
-    task_seed,
 )
 from medverse_nb.training.validation import hard_dice, peak_signal_to_noise, validate
 
@@ -257,11 +258,27 @@ def test_the_loss_is_the_one_asked_for_with_the_tasks_weight(monkeypatch, loss, 
     monkeypatch.setattr(ICLModule, "log", lambda *_, **__: None)  # there is no trainer
     module, task = ICLModule(config_with(loss=loss), minutes=1), plant_task(kind)
     wanted = task_loss(
-        predict_task(module.network, task), task.truth, task.kind, task.weight, segmentation=loss
+        predict_tasks(module.network, task),
+        task.truth,
+        task.kind,
+        task.weights[0],
+        segmentation=loss,
     )
     assert float(module.training_step(task, 0)) == pytest.approx(float(wanted))
-    doubled = float(module.training_step(replace(task, weight=2 * task.weight), 0))
+    doubled = float(module.training_step(replace(task, weights=(2 * task.weights[0],)), 0))
     assert doubled == pytest.approx(float(wanted) * (2 if loss == "smooth_l1" else 1))
+
+
+@pytest.mark.parametrize("feedback", ["none", "own"])
+def test_a_step_of_several_tasks_is_the_mean_of_their_losses(monkeypatch, feedback):
+    monkeypatch.setattr(ICLModule, "log", lambda *_, **__: None)
+    module = ICLModule(config_with(), minutes=1)
+    rates = TaskRates(enhancement=0.5)
+    tasks = [draw_task(SHAPES.sources[0], seeded(s), 2, WINDOW, rates, feedback) for s in range(4)]
+    assert len({task.kind for task in tasks}) > 1
+    losses = [float(module.training_step(task, 0).detach()) for task in tasks]
+    together = float(module.training_step(stack_tasks(tasks), 0).detach())
+    assert together == pytest.approx(sum(losses) / 4, rel=1e-4)
 
 
 def test_the_networks_own_coarse_prediction_is_fed_back(monkeypatch):
@@ -271,17 +288,17 @@ def test_the_networks_own_coarse_prediction_is_fed_back(monkeypatch):
     asked = []
 
     def noted(network, task, *arguments, **settings):
-        prediction = predict_task(network, task, *arguments, **settings)
+        prediction = predict_tasks(network, task, *arguments, **settings)
         asked.append((task, torch.is_grad_enabled(), prediction))
         return prediction
 
-    monkeypatch.setattr(module_file, "predict_task", noted)
+    monkeypatch.setattr(module_file, "predict_tasks", noted)
     loss = module.training_step(task, 0)
     (coarse, graph_of_coarse, answer), (fine, graph_of_fine, prediction) = asked
     assert coarse is task.coarse
     assert (graph_of_coarse, graph_of_fine) == (False, True)
     assert not answer.requires_grad
-    region = (..., *task.region)
+    region = (..., *task.regions[0])
     assert torch.equal(fine.ar_label[0], double(answer)[region])
     assert torch.equal(fine.ar_image[0], double(coarse.target)[region])
     assert torch.equal(fine.target, task.target)
@@ -293,15 +310,15 @@ def test_the_networks_own_coarse_prediction_is_fed_back(monkeypatch):
 # --- the stream of tasks -----------------------------------------------------------------------
 
 
-def indexes(config: TrainingConfig, count: int, first=0, share=0.0, rank=0) -> list[tuple]:
+def indexes(config: TrainingConfig, count: int, first=0, share=0.0, rank=0) -> list[TaskIndex]:
     sampler = StepSampler(config, lambda: first, lambda: share, lambda: rank)
-    return list(itertools.islice(sampler, count))
+    return [index for (index,) in itertools.islice(sampler, count)]
 
 
 def test_the_sampler_starts_where_the_run_stands():
     config = config_with(stages=[{"context_size": [1, 9]}])
     whole = indexes(config, 30)
-    assert [step for step, _, _ in whole] == list(range(30))
+    assert [index.step for index in whole] == list(range(30))
     assert indexes(config, 18, first=12) == whole[12:]
     assert indexes(config_with(seed=2, stages=[{"context_size": [1, 9]}]), 30) != whole
     assert indexes(config, 30) == whole
@@ -311,21 +328,22 @@ def test_the_sampler_asks_where_the_run_stands_when_it_starts():
     stands = [7]
     sampler = StepSampler(config_with(), lambda: stands[0], lambda: 0.0, lambda: 0)
     stands[0] = 40  # a checkpoint was read meanwhile
-    assert next(iter(sampler))[0] == 40
+    assert next(iter(sampler))[0].step == 40
 
 
 def test_context_sizes_lie_in_the_stages_range():
-    sizes = [size for _, size, _ in indexes(config_with(stages=[{"context_size": [2, 5]}]), 200)]
+    config = config_with(stages=[{"context_size": [2, 5]}])
+    sizes = [index.context_size for index in indexes(config, 200)]
     assert set(sizes) == {2, 3, 4, 5}
     assert all(abs(sizes.count(size) - 50) < 4 * (200 * 0.25 * 0.75) ** 0.5 for size in set(sizes))
 
 
-def test_all_processes_have_one_context_size_at_a_step():
+def test_all_processes_have_one_context_size_and_feedback_at_a_step():
     config = config_with(stages=[{"context_size": [1, 9]}])
     drawn = [indexes(config, 20, rank=rank) for rank in range(3)]
     for rank, mine in enumerate(drawn):
-        assert [index[:2] for index in mine] == [index[:2] for index in drawn[0]]
-        assert {index[2] for index in mine} == {rank}
+        assert [index[:3] for index in mine] == [index[:3] for index in drawn[0]]
+        assert {index.rank for index in mine} == {rank}
 
 
 STAGES = [{"share": share, "context_size": [n, n]} for n, share in enumerate((1, 2, 1), start=1)]
@@ -339,7 +357,7 @@ def test_stages_come_by_their_share_of_the_time():
     drawn = iter(StepSampler(config, lambda: 0, lambda: share[0], lambda: 0))
     sizes = []
     for share[0] in (0.1, 0.5, 0.9):  # the stage changes while the run goes on
-        sizes.append(next(drawn)[1])
+        sizes.append(next(drawn)[0].context_size)
     assert sizes == [1, 2, 3]
 
 
@@ -348,28 +366,26 @@ def same_task(a: TaskDraw, b: TaskDraw) -> bool:
 
 
 @pytest.mark.parametrize("augmentation", ["none", "paper"])
-def test_seed_step_and_rank_alone_decide_a_task(augmentation):
+def test_seed_and_index_alone_decide_a_task(augmentation):
     stream = TaskStream(SHAPES, config_with(augmentation=augmentation))
     torch.manual_seed(1)
-    first = stream[5, 2, 0]
+    index = TaskIndex(5, 2, "none", 0, 0)
+    first = stream[index]
     torch.manual_seed(2)
     again = TaskStream(SHAPES, config_with(augmentation=augmentation))
-    again[4, 1, 0]
-    assert same_task(again[5, 2, 0], first)
-    others = [stream[6, 2, 0], stream[5, 2, 1]]
-    others.append(TaskStream(SHAPES, config_with(seed=2, augmentation=augmentation))[5, 2, 0])
+    again[TaskIndex(4, 1, "none", 0, 0)]
+    assert same_task(again[index], first)
+    others = [stream[index._replace(**{name: 6})] for name in ("step", "rank", "place")]
+    others.append(TaskStream(SHAPES, config_with(seed=2, augmentation=augmentation))[index])
     assert not any(same_task(other, first) for other in others)
     assert first.context_image.shape == (1, 2, 1, *(WINDOW,) * 3)
 
 
 def test_no_two_tasks_have_one_seed():
-    seeds = {
-        task_seed(config_with(seed=seed), step, rank)
-        for seed in (0, 1, 2**32 - 1)
-        for step in (0, 1, 9_999_999)
-        for rank in (0, 1, 63)
-    }
-    assert len(seeds) == 27
+    numbers = list(itertools.product((0, 1, 2**64 - 1), (0, 1, 9_999_999), (0, 1, 63), (0, 12)))
+    seeds = {seed_of(*each) for each in numbers}
+    assert len(seeds) == len(numbers)
+    assert seed_of(1, 23) != seed_of(12, 3)
     for seed in seeds:
         seeded(seed)  # none is too large
 
@@ -379,15 +395,16 @@ def test_what_the_configuration_asks_of_the_volumes_is_drawn():
     rates = task_rates(config_with(tasks=asked | {"group": 0.1, "largest_group": 3}))
     assert rates == TaskRates(**asked, group=0.1, largest_group=3)
     stream = TaskStream(SHAPES, config_with(tasks=asked))
-    drawn = [stream[step, 1, 0] for step in range(4)]
+    drawn = [stream[TaskIndex(step, 1, "imitated", 0, 0)] for step in range(4)]
     assert all(task.kind != "segmentation" and task.ar_image is not None for task in drawn)
 
 
 def test_augmentation_keeps_shapes_and_ranges():
     plain, stream = (TaskStream(SHAPES, config_with(augmentation=a)) for a in ("none", "paper"))
     changed = 0
-    for step in range(30):
-        one, two = plain[step, 2, 0], stream[step, 2, 0]
+    for step, feedback in zip(range(30), itertools.cycle(("none", "imitated", "own"))):
+        index = TaskIndex(step, 2, feedback, 0, 0)
+        one, two = plain[index], stream[index]
         assert two.kind == one.kind
         for field in fields(TaskDraw):
             a, b = getattr(one, field.name), getattr(two, field.name)
@@ -445,7 +462,7 @@ def test_masks_are_not_inverted_where_something_is_never_asked_for(tmp_path):
                 lambda *arguments, seen=asked: (seen.append(arguments[-1]), arguments[1:3])[1],
             )
             while not asked:
-                stream[len(asked), 1, len(asked)]
+                stream[TaskIndex(len(asked), 1, "none", len(asked), 0)]
         assert asked[0].mask_inversion == inverting * plain.mask_inversion
 
 
@@ -505,10 +522,10 @@ def test_scores_by_hand(monkeypatch):
         for volume, count in zip(volumes, (truth, *context), strict=True):
             volume[..., :count] = 1
         label = volumes[None, 1:, None]
-        return TaskDraw("segmentation", volumes[None, :1], volumes[None, :1], label, label)
+        return TaskDraw(("segmentation",), volumes[None, :1], volumes[None, :1], label, label)
 
     grey = torch.full((1, 1, 2, 2, 2), 0.5)
-    image = TaskDraw("inpainting", grey + 0.1, grey, grey[None], grey[None] + 0.01)
+    image = TaskDraw(("inpainting",), grey + 0.1, grey, grey[None], grey[None] + 0.01)
     drawn = {
         0: segmentation(40, 40, 10, 30),  # two of three hold the first 30
         1: segmentation(20, 10, 10, 64),  # ten are in all
@@ -560,7 +577,7 @@ def often(monkeypatch):
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[tuple[int, int, int]]:
+def drawn(monkeypatch) -> list[TaskIndex]:
     """What was asked of the stream; the loader is one task ahead of the training."""
     indexes = []
     draw = TaskStream.__getitem__
@@ -622,8 +639,14 @@ def test_a_run_trains_and_leaves_what_it_promises(train, often, tmp_path):
 
     (metrics,) = (run / "logs").rglob("metrics.csv")
     header, *rows = metrics.read_text().splitlines()
-    losses = [float(line.split(",")[header.split(",").index("loss")]) for line in rows]
+    columns = header.split(",")
+    table = [dict(zip(columns, line.split(","), strict=True)) for line in rows]
+    losses = [float(line["loss"]) for line in table if line["loss"]]
     assert len(losses) == 6
+    (scored,) = [line for line in table if line["dice_2"]]
+    assert float(scored["dice_2"]) == pytest.approx(row["dice_2"], abs=1e-4)
+    assert int(scored["step"]) == 6
+    assert list((run / "logs").rglob("events.out.tfevents.*"))
     assert all(0 < loss < 10 for loss in losses)
 
     weights = run / "toy.safetensors"
@@ -637,6 +660,46 @@ def test_a_run_trains_and_leaves_what_it_promises(train, often, tmp_path):
     assert notes["licence"] == "CC0-1.0"
     assert notes["training"].startswith("6 steps, 0 minutes, 1 workers on cpu, seed 1, torch ")
     assert notes["training"].endswith("; random shapes")
+
+
+def test_a_step_takes_as_many_tasks_as_asked_for(train, drawn, tmp_path):
+    assert train(3, optimizer={"batch": 2}).code == 0
+    assert [(index.step, index.place) for index in drawn[:6]] == [
+        (step, place) for step in range(3) for place in range(2)
+    ]
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+
+
+def test_a_run_starts_from_weights_and_with_the_seed_it_is_given(train, tmp_path):
+    assert train(4).code == 0
+    first = tmp_path / "run" / "toy.safetensors"
+    options = ["--initial-weights", first, "--seed", 5]
+    outcome = train(2, *options, folder="second", optimizer={"peak_rate": 1e-9})
+    assert outcome.code == 0, outcome.err
+    second = tmp_path / "second" / "toy.safetensors"
+    one, two, other = (mv.load_model(str(path)) for path in (first, second, first))
+    assert one.config == two.config
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    chance_weights = ICLModule(config_with(seed=5), minutes=1).network
+    assert not same(parameters_of(other), parameters_of(chance_weights))
+    notes = read_notes(second)["training"]
+    assert notes.startswith("from toy, 2 steps")
+    assert "seed 5" in notes
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ("medverse-tiny", "is another network: channels"),
+        ("medverse-huge", "no model 'medverse-huge'"),
+    ],
+)
+def test_weights_that_cannot_be_started_from_leave_nothing(train, tmp_path, weights, reason):
+    outcome = train(2, "--initial-weights", weights)
+    assert outcome.code == 2
+    assert reason in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def settings_without_clock(accumulate: int) -> dict[str, dict]:
@@ -948,9 +1011,8 @@ DRIVER = """
 
 
     def noted(self, index):
-        step, size, rank = index
-        with open(f"rank-{rank}.txt", "a", encoding="utf-8") as file:
-            file.write(f"{step} {size}\\n")
+        with open(f"rank-{index.rank}.txt", "a", encoding="utf-8") as file:
+            file.write(f"{index.step} {index.context_size}\\n")
         return draw(self, index)
 
 

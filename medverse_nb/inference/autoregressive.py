@@ -45,7 +45,8 @@ class Settings:
 
     window : side of the windows, a multiple of the network's; None for the network's own.
     overlap : of neighbouring windows, in [0, 1).
-    scales : T; None for Medverse Eq. 3.
+    scales : T; None for Medverse Eq. 3, or, without an autoregressive branch, for one pass over
+        the volume resized to the window. 1 is a direct sliding window for every network.
     mini_context_size : pairs in one pass; None chooses by free memory.
     compat : "released" for the released recipe.
     """
@@ -227,7 +228,7 @@ def _choose_recipe(model: ICLNetwork, shape: Shape, settings: Settings) -> _Reci
                 f"{config.architecture} has no autoregressive branch: scales={settings.scales} "
                 "must be 1"
             )
-        return _Recipe(shape, 1, window, whole=True, released=released)
+        return _Recipe(shape, 1, window, whole=settings.scales is None, released=released)
     scales = scale_count(shape, window) if settings.scales is None else settings.scales
     if not isinstance(scales, Integral) or not 1 <= scales <= 12:
         raise InputError(f"scales must be an integer in 1..12, got {scales}")

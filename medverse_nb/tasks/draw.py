@@ -6,7 +6,9 @@ autoregressive context is imitated, and how thin volumes, padded with zeros, loo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +16,12 @@ from torch import Generator, Tensor
 
 from .anatomy import draw_foreground, shows_skull
 from .fields import chance, coarsen, double, integer, smooth_field, uniform
-from .registry import TASKS, Need
+from .registry import SEGMENTATION, TASKS, Need
 from .scenes import Scene, Source
 from .volumes import Volumes
 
 Region = tuple[slice, slice, slice]
+Feedback = Literal["none", "imitated", "own"]  # where an autoregressive context comes from
 
 
 @dataclass(frozen=True)
@@ -40,36 +43,92 @@ class TaskRates:
 
 @dataclass(frozen=True)
 class TaskDraw:
-    """Volumes of one task, sides `window`: target and truth (1, 1, X, Y, Z) in [0, 1],
-    context (1, L, 1, X, Y, Z), autoregressive pair (1, 1, 1, X, Y, Z) or None; `weight` is
-    lambda, the weight of the loss.
+    """Volumes of N tasks of one context size, sides `window`, all in [0, 1].
+
+    `target` and `truth` are (N, 1, X, Y, Z), the context is (N, L, 1, X, Y, Z), the
+    autoregressive pair (N, 1, 1, X, Y, Z) or None; `kinds` and `weights`, the lambdas of the
+    loss, are one for each task. A draw holds one task; `stack_tasks` joins draws.
 
     Where there is a `coarse` task, it shows twice as much at half the resolution, and this one
-    is its `region` once that is doubled: predict it first and `feed_back` the answer.
+    is its region, one of `regions`, once that is doubled: predict it first and `feed_back` the
+    answer.
     """
 
-    kind: str
+    kinds: tuple[str, ...]
     target: Tensor
     truth: Tensor
     context_image: Tensor
     context_label: Tensor
     ar_image: Tensor | None = None
     ar_label: Tensor | None = None
-    weight: float = 1.0
+    weights: tuple[float, ...] = (1.0,)
     coarse: TaskDraw | None = None
-    region: Region | None = None
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The kind of a single task."""
+        (kind,) = self.kinds
+        return kind
+
+    @property
+    def segments(self) -> bool:
+        """Whether a single task is a segmentation."""
+        return self.kind == SEGMENTATION
+
+    def to(self, device: torch.device) -> TaskDraw:
+        """Return the same tasks with their volumes on `device`."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | TaskDraw):
+                moved[field.name] = value.to(device)
+        return replace(self, **moved)
 
     def feed_back(self, prediction: Tensor) -> TaskDraw:
         """Return this task with the coarse task's prediction as autoregressive context."""
         assert self.coarse is not None
-        assert self.region is not None
+
+        def zoom(volumes: Tensor) -> Tensor:
+            doubled = zip(double(volumes), self.regions, strict=True)
+            return torch.stack([volume[(..., *region)] for volume, region in doubled])[:, None]
+
         return replace(
             self,
-            ar_image=double(self.coarse.target)[(..., *self.region)][:, None],
-            ar_label=double(prediction.clamp(0, 1))[(..., *self.region)][:, None],
+            ar_image=zoom(self.coarse.target),
+            ar_label=zoom(prediction.clamp(0, 1)),
             coarse=None,
-            region=None,
+            regions=(),
         )
+
+
+def stack_tasks(tasks: Sequence[TaskDraw]) -> TaskDraw:
+    """Join tasks of one context size that all have the same kind of feedback."""
+
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(task, name) for task in tasks])
+
+    first = tasks[0]
+    coarse = [task.coarse for task in tasks if task.coarse is not None]
+    return TaskDraw(
+        tuple(kind for task in tasks for kind in task.kinds),
+        join("target"),
+        join("truth"),
+        join("context_image"),
+        join("context_label"),
+        None if first.ar_image is None else join("ar_image"),
+        None if first.ar_label is None else join("ar_label"),
+        tuple(weight for task in tasks for weight in task.weights),
+        stack_tasks(coarse) if coarse else None,
+        tuple(region for task in tasks for region in task.regions),
+    )
+
+
+def draw_feedback(generator: Generator, rates: TaskRates) -> Feedback:
+    """Draw where the autoregressive context of a task comes from."""
+    if not chance(generator, rates.autoregressive):
+        return "none"
+    return "own" if chance(generator, rates.own_prediction) else "imitated"
 
 
 def draw_task(
@@ -78,10 +137,15 @@ def draw_task(
     context_size: int,
     window: int = 32,
     rates: TaskRates = TaskRates(),
+    feedback: Feedback | None = None,
 ) -> TaskDraw:
-    """Draw one segmentation or image task with `context_size` pairs."""
-    feeds_back = chance(generator, rates.autoregressive)
-    two_scales = feeds_back and chance(generator, rates.own_prediction)
+    """Draw one segmentation or image task with `context_size` pairs.
+
+    `feedback` is drawn too where it is not given.
+    """
+    if feedback is None:
+        feedback = draw_feedback(generator, rates)
+    two_scales = feedback == "own"
     side = 2 * window if two_scales else window
     drawn = None
     while drawn is None:
@@ -96,9 +160,9 @@ def draw_task(
         region = _draw_region(kept, window, generator)
         coarse = _as_task(kind, F.avg_pool3d(images, 2), F.avg_pool3d(labels, 2))
         fine = _as_task(kind, images[(..., *region)], labels[(..., *region)])
-        return replace(fine, coarse=coarse, region=region)
+        return replace(fine, coarse=coarse, regions=(region,))
     task = _as_task(kind, images, labels)
-    return imitate_coarser_scale(task, generator) if feeds_back else task
+    return task if feedback == "none" else imitate_coarser_scale(task, generator)
 
 
 def imitate_coarser_scale(task: TaskDraw, generator: Generator) -> TaskDraw:
@@ -115,12 +179,12 @@ def _as_task(kind: str, images: Tensor, labels: Tensor) -> TaskDraw:
     """Make the first of (N, S, S, S) the target and the others its context."""
     images, labels = images[:, None], labels[:, None]
     return TaskDraw(
-        kind,
+        (kind,),
         target=images[:1],
         truth=labels[:1],
         context_image=images[None, 1:],
         context_label=labels[None, 1:],
-        weight=TASKS[kind].weight,
+        weights=(TASKS[kind].weight,),
     )
 
 
@@ -141,7 +205,7 @@ def _ask(
     foreground = draw_foreground(scene.labels, generator, rates.group, rates.largest_group)
     if not foreground:
         return None
-    return "segmentation", scene.paint(generator), scene.labels.masks(foreground, side)
+    return SEGMENTATION, scene.paint(generator), scene.labels.masks(foreground, side)
 
 
 def _ask_for_image(scene: Scene, generator: Generator) -> tuple[str, Tensor, Tensor]:
@@ -188,7 +252,7 @@ def imitate_coarse_prediction(labels: Tensor, kind: str, generator: Generator) -
     """
     truth = labels[:1, 0]
     side = truth.shape[-1]
-    if kind == "segmentation":
+    if kind == SEGMENTATION:
         if chance(generator, 0.5):
             share = uniform(generator, 0.0, 0.8)
             truth = (1 - share) * truth + share * labels[1:, 0].mean(0, keepdim=True)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from . import anatomy, enhancement
 from .volumes import Volumes
 
+SEGMENTATION = "segmentation"
 Need = Literal["labels", "brain", "second"]
 TaskFunction = Callable[[Volumes, Generator], tuple[Tensor, Tensor]]
 
@@ -36,7 +37,7 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "segmentation": Task(
+    SEGMENTATION: Task(
         anatomy.segmentation, frozenset({"labels"}), rate=2, weight=50, is_segmentation=True
     ),
     "bias_field": Task(enhancement.bias_field),

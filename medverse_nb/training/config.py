@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the generators' seeds are multiples of it
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Part(BaseModel):
@@ -86,6 +86,8 @@ class StageConfig(Part):
 class OptimizerConfig(Part):
     """AdamW and its learning rate: warm-up by steps, then by the clock.
 
+    batch : tasks of a step in each process; more pay on a GPU.
+    accumulate : steps whose gradients are added up.
     schedule : "cosine" down to 1% at the end of the run, or "plateau" (halved whenever
         `patience` validations bring nothing).
     """
@@ -96,6 +98,7 @@ class OptimizerConfig(Part):
     schedule: Literal["cosine", "plateau"] = "cosine"
     patience: Count = 20
     clip: Positive = 1.0
+    batch: Count = 1
     accumulate: Count = 1
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
 

@@ -1,4 +1,4 @@
-"""One task through the network, wherever its weights are."""
+"""Tasks through the network, wherever its weights are."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ from ..model.network import ICLNetwork
 from ..tasks.draw import TaskDraw
 
 
-def predict_task(
+def predict_tasks(
     network: ICLNetwork,
-    task: TaskDraw,
+    tasks: TaskDraw,
     precision: Precision = "float32",
     generator: Generator | None = None,
 ) -> Tensor:
-    """Predict (1, 1, X, Y, Z) float32 on the network's device.
+    """Predict (N, 1, X, Y, Z) float32 on the network's device.
 
     `generator` lets a context too large for the memory be trained by mini-contexts.
     """
     device = next(network.parameters()).device
-
-    def move(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(device, non_blocking=True)
-
+    tasks = tasks.to(device)
     with autocast(precision, device):
         prediction: Tensor = network(
-            move(task.target),
-            move(task.context_image),
-            move(task.context_label),
-            move(task.ar_image),
-            move(task.ar_label),
+            tasks.target,
+            tasks.context_image,
+            tasks.context_label,
+            tasks.ar_image,
+            tasks.ar_label,
             generator=generator,
         )
     return prediction.float()

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..tasks.registry import SEGMENTATION
+
 SegmentationLoss = Literal["smooth_l1", "bce_dice"]
-SEGMENTATION = "segmentation"
 IMAGE_WEIGHT = 3.0  # beside BCE + Dice: brings an image task's L1 to its size
 
 

@@ -1,4 +1,4 @@
-"""The Lightning module: one task a step, the learning rate by the clock, averaged weights."""
+"""The Lightning module: a few tasks a step, the learning rate by the clock, averaged weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..model.network import ICLNetwork
 from ..tasks.draw import TaskDraw
 from .config import TrainingConfig
-from .forward import predict_task
+from .forward import predict_tasks
 from .losses import task_loss
 from .rates import cosine, warm_up
-from .sampler import step_seed
+from .sampler import seed_of
 
 LOWEST_RATE = 0.01  # of the peak, where the cosine ends
 
@@ -24,7 +24,7 @@ LOWEST_RATE = 0.01  # of the peak, where the cosine ends
 class ICLModule(L.LightningModule):
     """Train an `ICLNetwork` as a configuration says.
 
-    The batch is one `TaskDraw`. `average` is the running average of the weights, which is
+    A batch is a `TaskDraw`. `average` is the running average of the weights, which is
     what is validated and shipped. `elapsed_s` survives a restart.
 
     Parameters
@@ -73,14 +73,16 @@ class ICLModule(L.LightningModule):
             fused=True,
         )
 
-    def training_step(self, task: TaskDraw, index: int) -> Tensor:  # noqa: ARG002, Lightning's
-        generator = Generator().manual_seed(step_seed(self.config, self.global_step))
-        if task.coarse is not None:
+    def training_step(self, tasks: TaskDraw, index: int) -> Tensor:  # noqa: ARG002, Lightning's
+        generator = Generator().manual_seed(seed_of(self.config.seed, self.global_step))
+        if tasks.coarse is not None:
             with torch.no_grad():
-                task = task.feed_back(predict_task(self.network, task.coarse).cpu())
-        prediction = predict_task(self.network, task, generator=generator)
-        truth = task.truth.to(prediction.device)
-        loss = task_loss(prediction, truth, task.kind, task.weight, self.config.loss)
+                tasks = tasks.feed_back(predict_tasks(self.network, tasks.coarse))
+        prediction = predict_tasks(self.network, tasks, generator=generator)
+        each = zip(
+            prediction.split(1), tasks.truth.split(1), tasks.kinds, tasks.weights, strict=True
+        )
+        loss = torch.stack([task_loss(*task, self.config.loss) for task in each]).mean()
         self.log("loss", loss, batch_size=1)
         return loss
 
@@ -105,15 +107,6 @@ class ICLModule(L.LightningModule):
         """Let the average follow each step, before it is validated or saved."""
         super().optimizer_step(*arguments, **settings)
         self.average.update_parameters(self.network)
-
-    def transfer_batch_to_device(
-        self,
-        batch: TaskDraw,
-        device: torch.device,  # noqa: ARG002
-        dataloader_idx: int,  # noqa: ARG002
-    ) -> TaskDraw:
-        """Leave it: `predict_task` moves what the network reads."""
-        return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["elapsed_s"] = self.elapsed_s

@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
@@ -27,7 +27,7 @@ from ..model.device import autocast, choose_device, choose_precision
 from ..model.network import ICLNetwork
 from ..model.registry import load_model
 from ..model.weights import save_network
-from ..tasks.draw import TaskDraw
+from ..tasks.draw import TaskDraw, stack_tasks
 from ..tasks.scenes import Mixture
 from .config import TrainingConfig
 from .module import ICLModule
@@ -105,8 +105,10 @@ def train(run: Run) -> Path | None:
     Raises
     ------
     InputError : data that cannot be used, or a run that is already there and not resumed.
+    WeightsError : weights to start from that cannot be read.
     OutputError : a checkpoint that cannot be written; the one before it is kept.
     """
+    initial = open_initial(run)
     check_writable(run.checkpoint)
     if run.checkpoint.is_file() and not run.resume:
         raise InputError(f"{run.checkpoint} is there already; --resume it, or use another --run")
@@ -114,20 +116,20 @@ def train(run: Run) -> Path | None:
     device = choose_device(run.device)
     on_cpu = device.type == "cpu"
     torch.set_num_threads(1 if on_cpu and worker_count(run) > 1 else torch.get_num_threads())
+    module = ICLModule(run.config, run.minutes, initial)
     data = open_data(run.config, strict=run.strict)
     run.folder.mkdir(parents=True, exist_ok=True)
-    module = ICLModule(run.config, run.minutes, open_initial(run))
     trainer = make_trainer(run, device, data)
     workers = 0 if on_cpu else DATA_WORKERS_OF_A_GPU
     loader: DataLoader[TaskDraw] = DataLoader(
         TaskStream(data.training, run.config),
-        batch_size=None,
-        sampler=StepSampler(
+        batch_sampler=StepSampler(
             run.config,
             first=lambda: module.global_step * run.config.optimizer.accumulate,
             share=lambda: module.share,
             rank=lambda: module.global_rank,
         ),
+        collate_fn=stack_tasks,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
@@ -172,7 +174,7 @@ def worker_count(run: Run) -> int:
 
 
 def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
-    """Return a trainer without epochs or batches of its own: one step, one task, until time is up."""
+    """Return a trainer without epochs or batches of its own: until time is up."""
     on_cpu = device.type == "cpu"
     clock = Clock()
     devices: Any = worker_count(run) if on_cpu else [device.index or 0]
@@ -199,12 +201,18 @@ def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
             ),
         ],
         plugins=[WholeOrNothing()],
-        logger=CSVLogger(run.folder, name="logs"),
+        logger=open_logs(run.folder),
         log_every_n_steps=LOG_EVERY_STEPS,
         use_distributed_sampler=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def open_logs(folder: Path) -> list[Logger]:
+    """Return a CSV log and one for TensorBoard, both in `logs/version_N`."""
+    table = CSVLogger(folder, name="logs")
+    return [table, TensorBoardLogger(folder, name="logs", version=table.version)]
 
 
 class WholeOrNothing(TorchCheckpointIO):
@@ -272,6 +280,8 @@ class Validation(Callback):
             return
         self.due_s += self.every_s
         scores = self.validate(module) if trainer.is_global_zero else {}
+        for log in trainer.loggers:
+            log.log_metrics(scores, module.global_step)
         scores = trainer.strategy.broadcast(scores)
         dice = [value for name, value in scores.items() if name.startswith("dice")]
         module.plateau.update(sum(dice) / len(dice) if dice else 0.0)

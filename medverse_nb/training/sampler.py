@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Generator
 from torch.utils.data import Dataset, Sampler
 
-from ..tasks.draw import TaskDraw, TaskRates, draw_task, imitate_coarser_scale
+from ..tasks.draw import (
+    Feedback,
+    TaskDraw,
+    TaskRates,
+    draw_feedback,
+    draw_task,
+    imitate_coarser_scale,
+)
 from ..tasks.fields import integer
 from ..tasks.scenes import Mixture
 from .augmentation import AugmentationRates, augment_images, augment_task
 from .config import StageConfig, TrainingConfig
 
-SEEDS_APART = 10_000_000  # steps of one seed before those of the next
-MOST_WORKERS = 64
+
+class TaskIndex(NamedTuple):
+    """Which task: what all of a step share, then whose it is, and which of its owner's."""
+
+    step: int
+    context_size: int
+    feedback: Feedback
+    rank: int
+    place: int
 
 
 def task_rates(config: TrainingConfig) -> TaskRates:
@@ -33,14 +49,10 @@ def augmentation_rates(config: TrainingConfig) -> AugmentationRates:
     return AugmentationRates(mask_inversion=0.0) if kept_out else AugmentationRates()
 
 
-def step_seed(config: TrainingConfig, step: int) -> int:
-    """Return the seed of what all workers share at a step."""
-    return config.seed * SEEDS_APART + step
-
-
-def task_seed(config: TrainingConfig, step: int, rank: int) -> int:
-    """Return the seed of one worker's task at a step."""
-    return step_seed(config, step) * MOST_WORKERS + rank
+def seed_of(*numbers: int) -> int:
+    """Return a generator's seed that is its own for these numbers, in this order."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def stage_at(config: TrainingConfig, share: float) -> StageConfig:
@@ -54,18 +66,18 @@ def stage_at(config: TrainingConfig, share: float) -> StageConfig:
 
 
 class TaskStream(Dataset[TaskDraw]):
-    """Draws the task behind (step, context size, rank)."""
+    """Draws the task behind an index."""
 
     def __init__(self, mixture: Mixture, config: TrainingConfig) -> None:
         self.mixture, self.config, self.rates = mixture, config, task_rates(config)
         self.augmentation = augmentation_rates(config)
 
-    def __getitem__(self, index: tuple[int, int, int]) -> TaskDraw:
-        step, size, rank = index
-        generator = Generator().manual_seed(task_seed(self.config, step, rank))
+    def __getitem__(self, index: TaskIndex) -> TaskDraw:
+        seed = seed_of(self.config.seed, index.step, index.rank, index.place)
+        generator = Generator().manual_seed(seed)
         source = self.mixture.choose(generator)
         window = self.config.network_config.window
-        task = draw_task(source, generator, size, window, self.rates)
+        task = draw_task(source, generator, index.context_size, window, self.rates, index.feedback)
         if self.config.augmentation == "none":
             return task
         return augmented(task, generator, self.augmentation)
@@ -92,11 +104,11 @@ def augmented(task: TaskDraw, generator: Generator, rates: AugmentationRates) ->
     return changed if task.ar_image is None else imitate_coarser_scale(changed, generator)
 
 
-class StepSampler(Sampler[tuple[int, int, int]]):
-    """Yields (step, context size, rank) from the step a run stands at, without end.
+class StepSampler(Sampler[list[TaskIndex]]):
+    """Yields the tasks of each step, from the one a run stands at, without end.
 
     The processes of a run have a rank each and draw tasks of their own, all with one context
-    size at a step, so that none waits for another.
+    size and one kind of feedback at a step: none waits for another, and a step's tasks stack.
     """
 
     def __init__(
@@ -107,11 +119,15 @@ class StepSampler(Sampler[tuple[int, int, int]]):
         rank: Callable[[], int],
     ) -> None:
         self.config, self.first, self.share, self.rank = config, first, share, rank
+        self.rates = task_rates(config)
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def __iter__(self) -> Iterator[list[TaskIndex]]:
         step, rank = self.first(), self.rank()
         while True:
             low, high = stage_at(self.config, self.share()).context_size
-            generator = Generator().manual_seed(step_seed(self.config, step))
-            yield step, integer(generator, low, high), rank
+            generator = Generator().manual_seed(seed_of(self.config.seed, step))
+            size = integer(generator, low, high)
+            feedback = draw_feedback(generator, self.rates)
+            places = range(self.config.optimizer.batch)
+            yield [TaskIndex(step, size, feedback, rank, place) for place in places]
             step += 1

@@ -25,8 +25,9 @@ from ..model.network import ICLNetwork
 from ..resampling import FloatArray, Region
 from ..tasks.draw import TaskDraw, imitate_coarser_scale
 from ..tasks.fields import chance, integer
-from .forward import predict_task
-from .losses import SEGMENTATION, task_loss
+from ..tasks.registry import SEGMENTATION
+from .forward import predict_tasks
+from .losses import task_loss
 from .rates import cosine, warm_up
 
 Values = tuple[int, ...] | None  # label values of a class; None for an image task
@@ -63,7 +64,7 @@ class TuningTasks:
         region = self._draw_region(chosen[0], values, level.shape, generator)
         image, label = self._read(chosen, values, level, region)
         kind = "image" if values is None else SEGMENTATION
-        task = TaskDraw(kind, image[:1], label[:1], image[None, 1:], label[None, 1:])
+        task = TaskDraw((kind,), image[:1], label[:1], image[None, 1:], label[None, 1:])
         return task if scale == 1 else imitate_coarser_scale(task, generator)
 
     def _draw_region(
@@ -178,7 +179,7 @@ def _step(
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    prediction = predict_task(network, task, precision, generator)
+    prediction = predict_tasks(network, task, precision, generator)
     truth = task.truth.to(prediction.device)
     task_loss(prediction, truth, task.kind).backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)

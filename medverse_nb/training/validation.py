@@ -11,7 +11,7 @@ from ..model.network import ICLNetwork
 from ..tasks.draw import draw_task
 from ..tasks.scenes import Mixture
 from .config import TrainingConfig
-from .forward import predict_task
+from .forward import predict_tasks
 from .sampler import task_rates
 
 SMALLEST_TRUTH = 20  # voxels; Dice of less is chance
@@ -46,11 +46,10 @@ def validate(network: ICLNetwork, held_out: Mixture, config: TrainingConfig) -> 
         for index in range(config.validation.tasks):
             generator = Generator().manual_seed(index)
             task = draw_task(held_out.choose(generator), generator, size, window, rates)
-            segments = task.kind == "segmentation"
-            if segments and int((task.truth > 0.5).sum()) < SMALLEST_TRUTH:
+            if task.segments and int((task.truth > 0.5).sum()) < SMALLEST_TRUTH:
                 continue
-            answer = predict_task(network, task).cpu()
-            if segments:
+            answer = predict_tasks(network, task).cpu()
+            if task.segments:
                 mean = task.context_label.mean(1)
                 row = {
                     "dice": hard_dice(answer, task.truth),
