@@ -21,7 +21,7 @@ from ..resampling import FloatArray
 from ..training.rates import cosine, warm_up
 
 Kind = Literal["unet", "swin_unetr"]
-PATCH = 32
+PATCHES: dict[Kind, int] = {"unet": 32, "swin_unetr": 64}  # sides in voxels; Swin halves five times
 PEAK_RATE, WARM_UP_STEPS, BATCH = 2e-3, 20, 4
 
 
@@ -45,9 +45,10 @@ def make_network(kind: Kind) -> nn.Module:
 
 @dataclass
 class FewShotNetwork:
-    """A network trained on pairs for one class; `spacing_mm` is what it works at."""
+    """A network trained on pairs for one class; it works at `spacing_mm`, by patches."""
 
     network: nn.Module
+    patch: int
     spacing_mm: tuple[float, float, float]
     precision: Precision
     steps: int
@@ -62,11 +63,11 @@ class FewShotNetwork:
         """
         from monai.inferers.utils import sliding_window_inference
 
-        work = at_spacing(target.grid, self.spacing_mm)
+        work = at_spacing(target.grid, self.spacing_mm, self.patch)
         image = torch.from_numpy(place(target.array, target.grid, work, "box"))[None, None]
         with autocast(self.precision, image.device):
             logits = sliding_window_inference(
-                image, (PATCH,) * 3, 4, self.network, overlap=0.5, mode="gaussian"
+                image, (self.patch,) * 3, 4, self.network, overlap=0.5, mode="gaussian"
             )
         assert isinstance(logits, Tensor)
         return place(logits.float().sigmoid()[0, 0].numpy(), work, target.grid, "box")
@@ -98,7 +99,8 @@ def train_few_shot(
         raise ContextError(f"no pair has a label in {list(values)}: nothing to train on")
     spacings = np.array([pair.canonical_image.grid.spacing_mm for pair in pairs])
     x, y, z = (float(s) for s in np.median(spacings, axis=0))
-    cases = [_read(pair, values, (x, y, z)) for pair in pairs]
+    patch = PATCHES[kind]
+    cases = [_read(pair, values, (x, y, z), patch) for pair in pairs]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = make_network(kind).train()
@@ -110,20 +112,20 @@ def train_few_shot(
         rate = PEAK_RATE * warm_up(steps, WARM_UP_STEPS) * cosine(used / seconds)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = _draw_batch(cases, generator)
+        images, labels = _draw_batch(cases, patch, generator)
         with autocast(precision, images.device):
             logits = network(images)
         loss_of(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         steps += 1
-    return FewShotNetwork(network.eval(), (x, y, z), precision, steps)
+    return FewShotNetwork(network.eval(), patch, (x, y, z), precision, steps)
 
 
-def at_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
+def at_spacing(grid: Grid, spacing_mm: tuple[float, float, float], patch: int) -> Grid:
     """Return the grid's box cut into voxels of about this size, not smaller than a patch."""
     sides = [
-        max(PATCH, round(extent / step))
+        max(patch, round(extent / step))
         for extent, step in zip(grid.extent_mm, spacing_mm, strict=True)
     ]
     shape: Shape = (sides[0], sides[1], sides[2])
@@ -131,29 +133,29 @@ def at_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
 
 
 def _read(
-    pair: ContextPair, values: Sequence[int], spacing_mm: tuple[float, float, float]
+    pair: ContextPair, values: Sequence[int], spacing_mm: tuple[float, float, float], patch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return image, label (X, Y, Z) and the voxels (n, 3) of the class."""
-    work = at_spacing(pair.canonical_image.grid, spacing_mm)
+    work = at_spacing(pair.canonical_image.grid, spacing_mm, patch)
     image = torch.from_numpy(pair.place_image(work, "box"))
     label = torch.from_numpy(pair.place_label(work, "box", values)) > 0.5
     return image, label.float(), label.nonzero()
 
 
 def _draw_batch(
-    cases: Sequence[tuple[Tensor, Tensor, Tensor]], generator: Generator
+    cases: Sequence[tuple[Tensor, Tensor, Tensor]], patch: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     for _ in range(BATCH):
         chosen = int(torch.randint(len(cases), (), generator=generator))
         image, label, inside = cases[chosen]
-        room = torch.tensor(image.shape) - PATCH
+        room = torch.tensor(image.shape) - patch
         start = (torch.rand(3, generator=generator) * (room + 1)).long()
         if len(inside) and torch.rand((), generator=generator) < 0.5:
             voxel = inside[int(torch.randint(len(inside), (), generator=generator))]
-            start = voxel - torch.randint(PATCH, (3,), generator=generator)
+            start = voxel - torch.randint(patch, (3,), generator=generator)
             start = torch.minimum(start.clamp_min(0), room)
-        box = tuple(slice(int(a), int(a) + PATCH) for a in start)
+        box = tuple(slice(int(a), int(a) + patch) for a in start)
         flips = [axis for axis in range(3) if torch.rand((), generator=generator) < 0.5]
         scale, shift = torch.rand(2, generator=generator).tolist()
         changed = image[box] * (0.8 + 0.4 * scale) + 0.2 * (shift - 0.5)
