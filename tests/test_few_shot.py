@@ -83,7 +83,7 @@ def test_patches_hold_the_class_in_half_of_the_draws_and_labels_follow_images(pa
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         images, labels = few_shot._draw_batch(cases, 32, generator)
-        assert images.shape == labels.shape == (few_shot.BATCH, 1, 32, 32, 32)
+        assert images.shape == labels.shape == (4, 1, 32, 32, 32)
         bright = (images > 0.75).float()
         assert float((bright * (1 - labels)).sum()) < 0.02 * float(labels.sum())
 

@@ -22,7 +22,8 @@ from ..training.rates import cosine, warm_up
 
 Kind = Literal["unet", "swin_unetr"]
 PATCHES: dict[Kind, int] = {"unet": 32, "swin_unetr": 64}  # sides in voxels; Swin halves five times
-PEAK_RATE, WARM_UP_STEPS, BATCH = 2e-3, 20, 4
+BATCH_VOXELS = 4 * 32**3  # at least one patch
+PEAK_RATE, WARM_UP_STEPS = 2e-3, 20
 
 
 def make_network(kind: Kind) -> nn.Module:
@@ -146,7 +147,7 @@ def _draw_batch(
     cases: Sequence[tuple[Tensor, Tensor, Tensor]], patch: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     images, labels = [], []
-    for _ in range(BATCH):
+    for _ in range(max(1, BATCH_VOXELS // patch**3)):
         chosen = int(torch.randint(len(cases), (), generator=generator))
         image, label, inside = cases[chosen]
         room = torch.tensor(image.shape) - patch
