@@ -515,6 +515,16 @@ def test_a_network_that_copies_the_mean_label_scores_as_it():
     assert validate(network, SHAPES, config) == scores  # the tasks are fixed
 
 
+def test_image_tasks_are_drawn_in_float32_whatever_the_precision():
+    asked = {"enhancement": 1.0}
+    config = config_with(tasks=asked, validation={"tasks": 2, "context_sizes": [1]})
+    network = ICLModule(config, minutes=1).network
+    scores = validate(network, SHAPES, config, "bfloat16")
+    assert scores["psnr_gain_1"] == pytest.approx(
+        validate(network, SHAPES, config)["psnr_gain_1"], abs=0.5
+    )
+
+
 def test_scores_by_hand(monkeypatch):
     def segmentation(truth: int, *context: int) -> TaskDraw:
         """Make masks of so many voxels at the start of 64."""
@@ -1000,6 +1010,7 @@ def interrupted_save(checkpoint, file) -> None:
 # --- in processes of their own ---------------------------------------------------------------------
 
 DRIVER = """
+    import pathlib
     from datetime import timedelta
 
     from medverse_nb.cli import main
@@ -1017,6 +1028,14 @@ DRIVER = """
 
 
     TaskStream.__getitem__ = noted
+
+
+    def broken(*_):
+        raise RuntimeError("no held-out subject today")
+
+
+    if pathlib.Path("broken").exists():
+        run.validate = broken
     main()
 """
 
@@ -1093,3 +1112,12 @@ def test_two_processes_train_together(start, tmp_path):
     one, two = ((tmp_path / f"rank-{rank}.txt").read_text() for rank in (0, 1))
     assert one == two  # the same steps and context sizes
     assert len(one.splitlines()) == steps + 1  # one was drawn ahead
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all(start, tmp_path):
+    (tmp_path / "broken").touch()
+    process = start("--workers", 2, "--minutes", 0.02)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "no held-out subject today" in told

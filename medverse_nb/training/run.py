@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError, OutputError
 from ..io import check_writable
-from ..model.device import autocast, choose_device, choose_precision
+from ..model.device import choose_device, choose_precision
 from ..model.network import ICLNetwork
 from ..model.registry import load_model
 from ..model.weights import save_network
@@ -192,7 +192,7 @@ def make_trainer(run: Run, device: torch.device, data: Data) -> L.Trainer:
         callbacks=[
             clock,
             Validation(run, data.validation, clock),
-            ModelCheckpoint(
+            Checkpoints(
                 run.folder,
                 filename="last",
                 train_time_interval=CHECKPOINT_EVERY,
@@ -213,6 +213,19 @@ def open_logs(folder: Path) -> list[Logger]:
     """Return a CSV log and one for TensorBoard, both in `logs/version_N`."""
     table = CSVLogger(folder, name="logs")
     return [table, TensorBoardLogger(folder, name="logs", version=table.version)]
+
+
+class Checkpoints(ModelCheckpoint):
+    """Saves from time to time and on Ctrl-C, which all processes get.
+
+    Not on an error of one process: it would wait for the others, and they for it.
+    """
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, Exception):
+            super().on_exception(trainer, pl_module, exception)
 
 
 class WholeOrNothing(TorchCheckpointIO):
@@ -292,8 +305,7 @@ class Validation(Callback):
         network = module.average.module
         assert isinstance(network, ICLNetwork)
         precision = choose_precision("auto", module.device)
-        with autocast(precision, module.device):
-            scores = validate(network, self.held_out, self.config)
+        scores = validate(network, self.held_out, self.config, precision)
         row = {"step": module.global_step, "minutes": round(module.elapsed_s / 60, 1)}
         row |= {name: round(value, 4) for name, value in scores.items()}
         with open(self.file, "a", encoding="utf-8") as file:

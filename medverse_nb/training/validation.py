@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from ..model.config import Precision
 from ..model.network import ICLNetwork
 from ..tasks.draw import draw_task
 from ..tasks.scenes import Mixture
@@ -31,7 +32,12 @@ def peak_signal_to_noise(prediction: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def validate(network: ICLNetwork, held_out: Mixture, config: TrainingConfig) -> dict[str, float]:
+def validate(
+    network: ICLNetwork,
+    held_out: Mixture,
+    config: TrainingConfig,
+    precision: Precision = "float32",
+) -> dict[str, float]:
     """Score fixed tasks of one window without feedback, for each context size.
 
     Returns
@@ -48,7 +54,7 @@ def validate(network: ICLNetwork, held_out: Mixture, config: TrainingConfig) -> 
             task = draw_task(held_out.choose(generator), generator, size, window, rates)
             if task.segments and int((task.truth > 0.5).sum()) < SMALLEST_TRUTH:
                 continue
-            answer = predict_tasks(network, task).cpu()
+            answer = predict_tasks(network, task, precision).cpu()
             if task.segments:
                 mean = task.context_label.mean(1)
                 row = {
