@@ -63,14 +63,23 @@ class Reorientation:
         """Return the reorientation that brings a volume with this affine to RAS order."""
         return cls(nio.io_orientation(affine), shape)
 
+    @property
+    def source_axes(self) -> tuple[int, int, int]:
+        """The file's axis behind each canonical axis."""
+        x, y, z = np.argsort(self.transform[:, 0]).tolist()
+        return x, y, z
+
+    @property
+    def flipped(self) -> tuple[bool, bool, bool]:
+        """Whether each canonical axis runs against the file's."""
+        x, y, z = (bool(self.transform[axis, 1] < 0) for axis in self.source_axes)
+        return x, y, z
+
     def apply(self, array: Array) -> Array:
         """Reorient an array whose last three axes are spatial."""
         lead = array.ndim - 3
-        spatial = self.transform[:, 0].astype(int)
-        source = [int(np.flatnonzero(spatial == axis)[0]) for axis in range(3)]
-        moved = np.transpose(array, (*range(lead), *(lead + s for s in source)))
-        flips = (lead + axis for axis, s in enumerate(source) if self.transform[s, 1] < 0)
-        return np.flip(moved, tuple(flips))
+        moved = np.transpose(array, (*range(lead), *(lead + s for s in self.source_axes)))
+        return np.flip(moved, tuple(lead + axis for axis in range(3) if self.flipped[axis]))
 
     def undo(self, array: Array) -> Array:
         """Bring an array back to the file's axes."""

@@ -20,6 +20,7 @@ from .geometry import Affine, Shape
 FloatArray = NDArray[np.float32]
 Region = tuple[slice, slice, slice]
 WHOLE_MARGIN_SIGMAS = 4.0
+SLAB_VOXELS = 2**24  # read at once
 
 
 @dataclass(frozen=True)
@@ -68,33 +69,44 @@ def resize_map(
     return AxisMap(size_in, size_out, scale, 0.5 * scale - 0.5, antialias=antialias)
 
 
-def resample_axes(
-    volume: NDArray[Any], maps: Sequence[AxisMap], region: Region | None = None
-) -> FloatArray:
+def resample_axes(volume: Any, maps: Sequence[AxisMap], region: Region | None = None) -> FloatArray:
     """Resample the last three axes of `volume`, each by its own map.
 
     Parameters
     ----------
-    volume : (..., X, Y, Z).
+    volume : (..., X, Y, Z), or a view; read in slabs.
     maps : one for each of the three axes.
     region : the box of the result to compute; None for all of it.
     """
-    lead = volume.ndim - 3
+    lead = getattr(volume, "ndim", 3) - 3
     plans = []
     for axis, axis_map in enumerate(maps):
         start, stop, _ = (region[axis] if region else slice(None)).indices(axis_map.size_out)
         plans.append(axis_map.weights(start, stop))
     x, y, z = (slice(first, first + w.shape[1]) for first, w in plans)
-    result: NDArray[Any] = np.asarray(volume[..., x, y, z], dtype=np.float32)
-    for axis, (_, weights) in enumerate(plans):
-        if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
-            continue  # exact: an axis that keeps its voxels is not touched
-        result = np.moveaxis(np.tensordot(result, weights, axes=(lead + axis, 1)), -1, lead + axis)
-    return np.ascontiguousarray(result, dtype=np.float32)
+    every = (Ellipsis,) if lead else ()
+    weigh_x, *weigh_yz = (weights for _, weights in plans)
+    rows = max(1, SLAB_VOXELS // ((y.stop - y.start) * (z.stop - z.start)))
+    slabs = []
+    for start in range(x.start, x.stop, rows):  # no more than a slab is ever held
+        slab = slice(start, min(start + rows, x.stop))
+        result: NDArray[Any] = np.asarray(volume[(*every, slab, y, z)], dtype=np.float32)
+        for axis, weights in enumerate(weigh_yz, lead + 1):
+            result = _weigh(result, weights, axis)
+        slabs.append(result)
+    whole = slabs[0] if len(slabs) == 1 else np.concatenate(slabs, axis=lead)
+    return np.ascontiguousarray(_weigh(whole, weigh_x, lead), dtype=np.float32)
+
+
+def _weigh(volume: NDArray[Any], weights: FloatArray, axis: int) -> NDArray[Any]:
+    """Replace an axis by weighted sums of its voxels; one that keeps them is not touched."""
+    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+        return volume
+    return np.moveaxis(np.tensordot(volume, weights, axes=(axis, 1)), -1, axis)
 
 
 def resize(
-    volume: NDArray[Any], shape: Shape, *, align_corners: bool = False, antialias: bool = True
+    volume: Any, shape: Shape, *, align_corners: bool = False, antialias: bool = True
 ) -> FloatArray:
     """Resize the last three axes of `volume` to `shape`."""
     maps = [
@@ -105,7 +117,7 @@ def resize(
 
 
 def resample_affine(
-    volume: NDArray[Any],
+    volume: Any,
     matrix: Affine,
     shape: Shape,
     *,
@@ -119,6 +131,7 @@ def resample_affine(
 
     Parameters
     ----------
+    volume : array or view.
     shape : of the whole result.
     edge : repeat the border outside the volume, otherwise 0.
     region : the box of the result to compute; None for all of it.
@@ -130,18 +143,17 @@ def resample_affine(
             for a, (n_in, n_out) in enumerate(zip(volume.shape, shape, strict=True))
         ]
         return resample_axes(volume, maps, region)
-    return _sample_oblique(volume, linear, offset, shape, edge, region)
+    bounds = [(region[a] if region else slice(None)).indices(shape[a])[:2] for a in range(3)]
+    return _sample_oblique(volume, linear, offset, edge, bounds)
 
 
 def _sample_oblique(
-    volume: NDArray[Any],
+    volume: Any,
     linear: NDArray[np.float64],
     offset: NDArray[np.float64],
-    shape: Shape,
     edge: bool,
-    region: Region | None,
+    bounds: list[tuple[int, int]],
 ) -> FloatArray:
-    bounds = [(region[a] if region else slice(None)).indices(shape[a])[:2] for a in range(3)]
     start = np.array([low for low, _ in bounds], np.float64)
     corners = np.stack(np.meshgrid(*[(low, high - 1) for low, high in bounds], indexing="ij"))
     places = linear @ corners.reshape(3, -1) + offset[:, None]
@@ -150,7 +162,13 @@ def _sample_oblique(
     margin = np.ceil(WHOLE_MARGIN_SIGMAS * sigma) + 1
     low = np.clip(np.floor(places.min(axis=1) - margin), 0, np.array(volume.shape) - 1).astype(int)
     high = np.clip(np.ceil(places.max(axis=1) + margin), 0, np.array(volume.shape) - 1).astype(int)
-    box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    (first, last), *others = bounds
+    if math.prod(high - low + 1) > SLAB_VOXELS and last - first > 1:  # in two halves
+        middle = (first + last) // 2
+        halves = [[(first, middle), *others], [(middle, last), *others]]
+        parts = [_sample_oblique(volume, linear, offset, edge, half) for half in halves]
+        return np.concatenate(parts)
+    box = tuple(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
     crop = np.asarray(volume[box], dtype=np.float32)
     if sigma.any():
         crop = ndimage.gaussian_filter(crop, sigma, mode="nearest", truncate=WHOLE_MARGIN_SIGMAS)

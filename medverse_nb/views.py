@@ -1,0 +1,162 @@
+"""Volumes that are computed where they are read.
+
+A view has a shape and gives any region of itself as a NumPy array, reading only what is
+behind that region. Views stand on arrays (NumPy, memory-mapped, zarr, dask) or on other
+views, hold no voxels of their own and can be pickled as far as their sources can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Affine, Reorientation, Shape
+from .intensity import IntensityScale
+from .resampling import FloatArray, Region, resample_affine, resample_axes, resize_map
+
+
+class View(Protocol):
+    """A volume (X, Y, Z) that can be read by region; NumPy arrays are views."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Three sides in voxels."""
+
+    def __getitem__(self, region: Region, /) -> Any:
+        """Return the voxels of a region, each slice with a start and a stop inside."""
+
+
+def read(view: View, region: Region | None = None) -> NDArray[Any]:
+    """Return the voxels of a region, or all of them, as a NumPy array."""
+    bounds = region or (slice(None), slice(None), slice(None))
+    inside = (slice(*s.indices(n)[:2]) for s, n in zip(bounds, view.shape, strict=True))
+    x, y, z = inside
+    return np.asarray(view[x, y, z])
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A volume with its axes permuted and flipped."""
+
+    source: View
+    turn: Reorientation
+
+    @property
+    def shape(self) -> Shape:
+        x, y, z = (self.source.shape[axis] for axis in self.turn.source_axes)
+        return x, y, z
+
+    def __getitem__(self, region: Region) -> NDArray[Any]:
+        behind = [slice(None)] * 3
+        for axis, flipped, here in zip(
+            self.turn.source_axes, self.turn.flipped, region, strict=True
+        ):
+            start, stop, _ = here.indices(self.source.shape[axis])
+            size = self.source.shape[axis]
+            behind[axis] = slice(size - stop, size - start) if flipped else slice(start, stop)
+        return self.turn.apply(read(self.source, (behind[0], behind[1], behind[2])))
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A volume scaled to [0, 1]."""
+
+    source: View
+    scale: IntensityScale
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        return self.scale.apply(read(self.source, region))
+
+
+@dataclass(frozen=True)
+class Members:
+    """The mask of some label values."""
+
+    source: View
+    values: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        return np.isin(read(self.source, region), self.values).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A volume resized to `shape`; conventions as in `resampling.resize`."""
+
+    source: View
+    shape: Shape
+    align_corners: bool = False
+    antialias: bool = True
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        maps = [
+            resize_map(a, b, align_corners=self.align_corners, antialias=self.antialias)
+            for a, b in zip(self.source.shape, self.shape, strict=True)
+        ]
+        return resample_axes(self.source, maps, region)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A volume sampled where `matrix` maps the voxels of a grid of `shape` to its own."""
+
+    source: View
+    matrix: Affine
+    shape: Shape
+    edge: bool
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        return resample_affine(self.source, self.matrix, self.shape, edge=self.edge, region=region)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A volume with zeros beyond its end, up to `shape`."""
+
+    source: View
+    shape: Shape
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        bounds = [s.indices(n)[:2] for s, n in zip(region, self.shape, strict=True)]
+        result = np.zeros([stop - start for start, stop in bounds], np.float32)
+        inside = [
+            slice(min(start, n), min(stop, n))
+            for (start, stop), n in zip(bounds, self.source.shape, strict=True)
+        ]
+        x, y, z = (slice(0, s.stop - s.start) for s in inside)
+        result[x, y, z] = read(self.source, (inside[0], inside[1], inside[2]))
+        return result
+
+
+@dataclass(frozen=True)
+class Part:
+    """One volume of an array (K, X, Y, Z)."""
+
+    source: Any
+    index: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape[1:])
+
+    def __getitem__(self, region: Region) -> NDArray[Any]:
+        return np.asarray(self.source[(self.index, *region)])
+
+
+def crop(view: View, start: Sequence[int], sides: Sequence[int]) -> FloatArray:
+    """Return a box of these sides, zero where it lies beyond the end."""
+    x, y, z = (slice(a, a + n) for a, n in zip(start, sides, strict=True))
+    shape = [max(n, s.stop) for n, s in zip(view.shape, (x, y, z), strict=True)]
+    return Padded(view, (shape[0], shape[1], shape[2]))[x, y, z]
