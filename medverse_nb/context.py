@@ -20,8 +20,8 @@ from .errors import ContextError, InputError
 from .geometry import Align, Grid
 from .intensity import IntensityScale, quantile_scale
 from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
-from .placement import CanonicalVolume, place
-from .resampling import FloatArray, Region
+from .placement import CanonicalVolume, placed
+from .views import Members, Scaled, View
 from .volume import affine_of, make_volume, values_of
 
 Task = Literal["segmentation", "image"]
@@ -79,25 +79,17 @@ class ContextPair:
         both = self.image_hash + content_hash(label.array, label.grid)
         return hashlib.sha256(both.encode()).hexdigest()
 
-    def place_image(self, target: Grid, align: Align, region: Region | None = None) -> FloatArray:
-        """Return the scaled image on the target's canonical grid, all of it or a region."""
+    def image_on(self, target: Grid, align: Align) -> View:
+        """Return the scaled image on the target's canonical grid."""
         image = self.canonical_image
-        return place(image.array, image.grid, target, align, region)
+        return placed(image.array, image.grid, target, align)
 
-    def place_label(
-        self,
-        target: Grid,
-        align: Align,
-        values: Sequence[int] | None = None,
-        region: Region | None = None,
-    ) -> FloatArray:
+    def label_on(self, target: Grid, align: Align, values: Sequence[int] | None = None) -> View:
         """Return the soft mask of these label values, or the scaled label of an image task."""
         label = self.canonical_label
         if values is None:
-            array: NDArray[Any] = self.label_scale.apply(label.array)
-        else:
-            array = np.isin(label.array, list(values)).astype(np.float32)
-        return place(array, label.grid, target, align, region)
+            return placed(Scaled(label.array, self.label_scale), label.grid, target, align)
+        return placed(Members(label.array, tuple(values)), label.grid, target, align)
 
 
 def content_hash(array: NDArray[Any], grid: Grid) -> str:

@@ -23,7 +23,7 @@ def describe_run(
     target: xr.DataArray,
     scale: IntensityScale,
     settings: dict[str, Any],
-    runs: Sequence[Sequence[Step]],
+    steps: Sequence[Step],
     seconds: float,
 ) -> dict[str, Any]:
     """Return versions, hashes, settings, timings and what was changed on reading."""
@@ -44,8 +44,8 @@ def describe_run(
         },
         "settings": {
             **settings,
-            "scales": len(runs[0]),
-            "windows": [len(step.windows) for step in runs[0]],
+            "scales": len(steps),
+            "windows": [len(step.windows) for step in steps],
         },
         "seconds": round(seconds, 3),
     }

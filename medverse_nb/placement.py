@@ -14,7 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .geometry import Align, Grid, Reorientation, placement
-from .resampling import FloatArray, Region, resample_affine
+from .resampling import FloatArray, Region
+from .views import Placed, View, read
 from .volume import affine_of, grid_of, values_of
 
 
@@ -36,15 +37,19 @@ class CanonicalVolume:
         return cls(array, Grid(shape, turn.affine(affine_of(volume))), turn)
 
 
-def place(
-    array: NDArray[Any], grid: Grid, target: Grid, align: Align, region: Region | None = None
-) -> FloatArray:
-    """Resample a canonical array onto the target's canonical grid, linearly.
+def placed(source: View, grid: Grid, target: Grid, align: Align) -> View:
+    """Lay a canonical volume on the target's canonical grid, linearly.
 
-    Outside the source it is 0; "box" has no outside. Only `region` of the target's grid
-    is computed where one is given.
+    Outside the source it is 0; "box" has no outside.
     """
     matrix = placement(target, grid, align)
-    return resample_affine(
-        np.asarray(array, np.float32), matrix, target.shape, edge=align == "box", region=region
-    )
+    if grid.shape == target.shape and np.array_equal(matrix, np.eye(4)):
+        return source
+    return Placed(source, matrix, target.shape, edge=align == "box")
+
+
+def place(
+    source: View, grid: Grid, target: Grid, align: Align, region: Region | None = None
+) -> FloatArray:
+    """Return the voxels of `placed`, all of them or a region."""
+    return read(placed(source, grid, target, align), region).astype(np.float32, copy=False)

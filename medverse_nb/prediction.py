@@ -22,6 +22,7 @@ from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.windows import Window
 from .io import check_output, check_writable, stem_of, write_atomically, write_volume
+from .views import read
 from .volume import affine_of, make_volume, values_of, with_data
 
 
@@ -41,11 +42,11 @@ class PredictionStep:
 
 
 def recorded_steps(
-    runs: Sequence[Sequence[Step]], names: Sequence[str], grid: Grid
+    steps: Sequence[Step], names: Sequence[str], grid: Grid
 ) -> tuple[PredictionStep, ...]:
     """Give every scale of every class a geometry of its own, from the full grid's."""
     recorded = []
-    for name, steps in zip(names, runs, strict=True):
+    for number, name in enumerate(names):
         for step in steps:
             x, y, z = step.image.shape
             affine = grid.resized((x, y, z)).affine
@@ -53,8 +54,8 @@ def recorded_steps(
                 PredictionStep(
                     step.scale,
                     name,
-                    make_volume(step.image, affine, name="image"),
-                    make_volume(step.prediction, affine, name="prediction"),
+                    make_volume(read(step.image), affine, name="image"),
+                    make_volume(read(step.predictions[number]), affine, name="prediction"),
                     step.windows,
                 )
             )

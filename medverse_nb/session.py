@@ -29,7 +29,9 @@ from .errors import ContextError, InputError, NotBuiltYet
 from .evaluation.doctor import Report, examine
 from .evaluation.scoring import score_image, score_mask
 from .geometry import ALIGNS, Align
-from .inference.autoregressive import Settings, Step, run
+from .inference.autoregressive import Step, run
+from .inference.inputs import PairInputs, Values
+from .inference.recipe import Settings
 from .intensity import IntensityScale, quantile_scale
 from .io import Source, VolumeWarning, name_of, read_volume
 from .manifest import describe_run
@@ -39,6 +41,7 @@ from .model.weights import weights_hash
 from .placement import CanonicalVolume
 from .prediction import Prediction, recorded_steps
 from .tuning import Tuning, tune_on_pairs
+from .views import read
 from .volume import values_of, with_data
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
@@ -239,9 +242,9 @@ class ICLSession:
             known = None if truth is None else self._read_truth(truth, volume)
         canonical = CanonicalVolume.of(volume)
         scale = quantile_scale(canonical.array)
-        runs = self._run_all(canonical, scale, specs, on_progress)
+        steps = self._run(canonical, scale, specs, on_progress)
         seconds = time.perf_counter() - started
-        probability, image = self._on_target_grid(runs, volume, canonical, specs)
+        probability, image = self._on_target_grid(steps[-1], volume, canonical, specs)
         prediction = Prediction(
             target=volume,
             classes=tuple(specs),
@@ -253,10 +256,10 @@ class ICLSession:
                 target=volume,
                 scale=scale,
                 settings={**self.settings, "classes": [spec.to_dict() for spec in specs]},
-                runs=runs,
+                steps=steps,
                 seconds=seconds,
             ),
-            steps=recorded_steps(runs, self._run_names(specs), canonical.grid) if record else (),
+            steps=recorded_steps(steps, self._run_names(specs), canonical.grid) if record else (),
             warnings=(*messages, *self._missing_class_warnings(specs)),
             recorded=record,
         )
@@ -363,30 +366,24 @@ class ICLSession:
                 )
         return messages
 
-    def _run_all(
+    def _run(
         self,
         canonical: CanonicalVolume,
         scale: IntensityScale,
         specs: list[ClassSpec],
         on_progress: Progress | None,
-    ) -> list[list[Step]]:
-        """Run the network once for each class, or once for an image task."""
+    ) -> list[Step]:
+        """Run the network over all scales, for all classes or for the image task."""
+        wanted: list[Values] = [*(spec.values for spec in specs)] or [None]
         target = scale.apply(canonical.array)
-        images = np.stack([p.place_image(canonical.grid, self.align) for p in self.context])
+        inputs = PairInputs(target, canonical.grid, self.context.pairs, self.align, wanted)
+
+        def report(number: int, scales: int, done: int, count: int) -> None:
+            if on_progress:
+                on_progress(f"scale {number} of {scales}", done, count)
+
         settings = Settings(precision=self.precision)
-        runs = []
-        wanted: list[tuple[int, ...] | None] = [*(spec.values for spec in specs)] or [None]
-        for name, values in zip(self._run_names(specs), wanted, strict=True):
-            labels = np.stack(
-                [p.place_label(canonical.grid, self.align, values) for p in self.context]
-            )
-
-            def report(scale_: int, scales: int, done: int, count: int, name: str = name) -> None:
-                if on_progress:
-                    on_progress(f"{name}, scale {scale_} of {scales}", done, count)
-
-            runs.append(run(self.network, target, images, labels, settings, on_progress=report))
-        return runs
+        return run(self.network, inputs, settings, on_progress=report)
 
     @staticmethod
     def _run_names(specs: list[ClassSpec]) -> list[str]:
@@ -402,12 +399,12 @@ class ICLSession:
 
     def _on_target_grid(
         self,
-        runs: list[list[Step]],
+        last: Step,
         volume: xr.DataArray,
         canonical: CanonicalVolume,
         specs: list[ClassSpec],
     ) -> tuple[xr.DataArray | None, xr.DataArray | None]:
-        answers = np.stack([steps[-1].prediction for steps in runs])
+        answers = np.stack([read(view) for view in last.predictions])
         stacked = np.ascontiguousarray(canonical.reorientation.undo(answers))
         if specs:
             clipped = np.clip(stacked, 0, 1)

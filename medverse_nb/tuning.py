@@ -13,9 +13,10 @@ from .context import ContextPair
 from .errors import ContextError, InputError
 from .evaluation.leave_one_out import score_pairs
 from .geometry import Align
-from .inference.autoregressive import Settings
+from .inference.inputs import Values
+from .inference.recipe import Settings
 from .model.network import ICLNetwork
-from .training.tuning import OnProgress, TunedNetwork, TuningTasks, Values, tune_network
+from .training.tuning import OnProgress, TunedNetwork, TuningTasks, tune_network
 
 FEWEST_PAIRS = 3  # one held out, one the target, one its context
 

@@ -92,6 +92,20 @@ class Members:
 
 
 @dataclass(frozen=True)
+class Clipped:
+    """A volume with its values kept in [0, 1]."""
+
+    source: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        return np.clip(read(self.source, region), 0, 1).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
 class Resized:
     """A volume resized to `shape`; conventions as in `resampling.resize`."""
 
@@ -153,6 +167,11 @@ class Part:
 
     def __getitem__(self, region: Region) -> NDArray[Any]:
         return np.asarray(self.source[(self.index, *region)])
+
+
+def resized(view: View, shape: Shape) -> View:
+    """Return the view resized, or itself where it has that shape."""
+    return view if tuple(view.shape) == shape else Resized(view, shape)
 
 
 def crop(view: View, start: Sequence[int], sides: Sequence[int]) -> FloatArray:

@@ -17,6 +17,7 @@ from medverse_nb.context import (
 from medverse_nb.errors import ContextError, InputError
 from medverse_nb.geometry import Grid
 from medverse_nb.io import VolumeWarning
+from medverse_nb.views import read
 from medverse_nb.volume import make_volume
 
 SHAPE = (4, 5, 6)
@@ -148,15 +149,15 @@ def test_what_reading_changed_is_told_of_both():
 def test_a_placed_label_is_the_soft_mask_of_its_values():
     made = pair()
     grid = made.canonical_label.grid
-    whole = made.place_label(grid, "world", (1, 7))
+    whole = read(made.label_on(grid, "world", (1, 7)))
     assert np.array_equal(whole, np.isin(label(), (1, 7)).astype(np.float32))
-    half = made.place_label(Grid((2, 5, 6), np.diag([2.0, 2, 3, 1])), "box", (1,))
+    half = read(made.label_on(Grid((2, 5, 6), np.diag([2.0, 2, 3, 1])), "box", (1,)))
     assert 0 < half.max() < 1
 
 
 def test_a_placed_image_is_scaled_to_one():
     made = pair()
-    placed = made.place_image(made.canonical_image.grid, "box")
+    placed = read(made.image_on(made.canonical_image.grid, "box"))
     assert (placed.min(), placed.max()) == (0, 1)
 
 

@@ -10,14 +10,18 @@ from torch import nn
 
 from medverse_nb import predict_array
 from medverse_nb.errors import InputError
-from medverse_nb.inference.autoregressive import Settings, crop, run
-from medverse_nb.inference.blending import SMALLEST_WEIGHT, Blender, window_weights
+from medverse_nb.inference.autoregressive import run, take_arrays
+from medverse_nb.inference.blending import SMALLEST_WEIGHT, blend, window_weights
+from medverse_nb.inference.crops import Crops
+from medverse_nb.inference.engine import plan_chunks
+from medverse_nb.inference.recipe import Settings
 from medverse_nb.inference.runner import WindowRunner
 from medverse_nb.inference.schedule import scale_count, scale_shape
 from medverse_nb.inference.windows import Window, axis_starts, plan_windows
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.network import ICLNetwork
 from medverse_nb.resampling import resize
+from medverse_nb.views import crop, read
 
 SHAPES = [(8, 8, 8), (9, 21, 13), (3, 30, 17), (17, 1, 5), (1, 1, 1)]
 OVERLAPS = [0, 0.1, 0.25, 0.5]
@@ -66,6 +70,20 @@ def draw(*shape, seed=0) -> np.ndarray:
 
 def draw_arrays(shape, pairs=3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return draw(*shape, seed=1), draw(pairs, *shape, seed=2), draw(pairs, *shape, seed=3)
+
+
+def run_arrays(stub, target, image, label, settings, **options) -> list[SimpleNamespace]:
+    """Run arrays and return every step with its voxels read."""
+    steps = run(stub, take_arrays(stub, target, image, label, settings), settings, **options)
+    return [
+        SimpleNamespace(
+            scale=step.scale,
+            image=read(step.image),
+            prediction=read(step.predictions[0]),
+            windows=step.windows,
+        )
+        for step in steps
+    ]
 
 
 # --- scales --------------------------------------------------------------------------------------
@@ -165,12 +183,19 @@ def test_overlap_out_of_range(overlap):
 
 
 def test_what_lies_beyond_the_end_is_zero():
-    volume = np.arange(2 * 27, dtype=np.float32).reshape(2, 3, 3, 3)
-    cut = crop(volume, Window((1, 0, 2), (4, 2, 2)))
-    assert cut.shape == (2, 4, 2, 2)
-    assert np.array_equal(cut[:, :2, :, :1], volume[:, 1:, :2, 2:])
-    assert not cut[:, 2:].any()
+    volume = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
+    cut = crop(volume, (1, 0, 2), (4, 2, 2))
+    assert cut.shape == (4, 2, 2)
+    assert np.array_equal(cut[:2, :, :1], volume[1:, :2, 2:])
+    assert not cut[2:].any()
     assert not cut[..., 1:].any()
+
+
+def test_a_window_reaches_what_it_has_a_voxel_of():
+    window = Window((4, 0, 2), (8, 8, 8))
+    assert window.reaches((slice(0, 5), slice(7, 9), slice(9, 20)))
+    assert not window.reaches((slice(0, 4), slice(0, 8), slice(2, 10)))
+    assert not window.reaches((slice(12, 16), slice(0, 8), slice(2, 10)))
 
 
 # --- blending ------------------------------------------------------------------------------------
@@ -192,23 +217,36 @@ def test_window_weights_by_hand():
 @thin_and_odd
 @every_overlap
 def test_blending_weights_sum_to_one(shape, overlap):
-    blender = Blender(shape)
-    for window in plan_windows(shape, 8, overlap):
-        blender.add(window, np.full(window.sides, 0.7, np.float32))
-    assert blender.result().shape == shape
-    assert np.abs(blender.result() - 0.7).max() < 1e-6
+    windows = plan_windows(shape, 8, overlap)
+    tiles = [(window, np.full((2, *window.sides), 0.7, np.float32)) for window in windows]
+    for region in plan_chunks(shape, (2, 2, 3)):
+        reaching = [(window, tile) for window, tile in tiles if window.reaches(region)]
+        blended = blend(region, reaching)
+        assert blended.shape == (2, *(s.stop - s.start for s in region))
+        assert np.abs(blended - 0.7).max() < 1e-6
 
 
 def test_blending_two_windows_by_hand():
-    blender = Blender((12, 1, 1))
-    blender.add(Window((0, 0, 0), (8, 8, 8)), np.zeros((8, 8, 8), np.float32))
-    blender.add(Window((4, 0, 0), (8, 8, 8)), np.ones((8, 8, 8), np.float32))
-    result = blender.result()[:, 0, 0]
+    tiles = [
+        (Window((0, 0, 0), (8, 8, 8)), np.zeros((1, 8, 8, 8), np.float32)),
+        (Window((4, 0, 0), (8, 8, 8)), np.ones((1, 8, 8, 8), np.float32)),
+    ]
+    result = blend((slice(0, 12), slice(0, 1), slice(0, 1)), tiles)[0, :, 0, 0]
     assert np.array_equal(result[:4], np.zeros(4))
     assert np.array_equal(result[8:], np.ones(4))
     weights = window_weights((8, 8, 8))[:, 0, 0].astype(float)
     expected = weights[:4] / (weights[:4] + weights[4:])
     assert result[4:8] == pytest.approx(expected, rel=1e-5)
+    part = blend((slice(5, 7), slice(0, 1), slice(0, 1)), tiles)[0, :, 0, 0]
+    assert np.array_equal(part, result[5:7])
+
+
+@thin_and_odd
+def test_chunks_are_the_volume_once(shape):
+    seen = np.zeros(shape)
+    for region in plan_chunks(shape, (2, 2, 3)):
+        seen[region] += 1
+    assert (seen == 1).all()
 
 
 # --- tiled equals whole --------------------------------------------------------------------------
@@ -233,7 +271,7 @@ def test_tiled_equals_whole_for_a_pointwise_function(shape, overlap, scales):
 def test_batches_of_windows_change_nothing(batch):
     arrays = draw_arrays((9, 21, 13))
     stub, counted = Stub(pointwise), []
-    steps = run(
+    steps = run_arrays(
         stub,
         *arrays,
         Settings(batch=batch, scales=1),
@@ -249,7 +287,7 @@ def test_batches_of_windows_change_nothing(batch):
 
 def test_a_window_wider_than_the_networks_own():
     arrays = draw_arrays((20, 20, 20))
-    steps = run(Stub(pointwise, side=16), *arrays, Settings(window=16))
+    steps = run_arrays(Stub(pointwise, side=16), *arrays, Settings(window=16))
     assert len(steps) == 2
     assert {window.sides for step in steps for window in step.windows} == {(16, 16, 16)}
     expected = 2 * arrays[0] - arrays[1].mean(0) * arrays[2].max(0)
@@ -302,7 +340,7 @@ def test_feedback_is_the_coarser_prediction_clipped():
             torch.full_like(given.target, 0.25) if given.ar_label is None else given.ar_label + 0.5
         )
     )
-    steps = run(stub, *draw_arrays((40, 12, 9)), Settings(scales=4))
+    steps = run_arrays(stub, *draw_arrays((40, 12, 9)), Settings(scales=4))
     for step, expected in zip(steps, (0.25, 0.75, 1.25, 1.5), strict=True):
         inside = step.prediction[:, :8, :8]  # windows that reach into padding see zeros there
         assert np.abs(inside - expected).max() < 1e-5
@@ -311,7 +349,7 @@ def test_feedback_is_the_coarser_prediction_clipped():
 
 def test_negative_predictions_are_fed_back_as_zero():
     stub = Stub(lambda g: torch.full_like(g.target, -3.0) if g.ar_label is None else g.ar_label)
-    steps = run(stub, *draw_arrays((16, 16, 16)), Settings())
+    steps = run_arrays(stub, *draw_arrays((16, 16, 16)), Settings())
     assert len(steps) == 2
     assert (steps[0].prediction == -3).all()
     assert not steps[1].prediction.any()
@@ -323,7 +361,7 @@ def test_feedback_lies_in_place(what):
     shape = (20, 13, 9)
     target, image, label = draw_arrays(shape)
     stub = Stub(lambda g: 0.9 * g.target if g.ar_label is None else getattr(g, what))
-    steps = run(stub, target, image, label, Settings(scales=2))
+    steps = run_arrays(stub, target, image, label, Settings(scales=2))
     coarse = resize(target, (10, 7, 5))
     assert np.abs(steps[0].image - coarse).max() < 1e-6
     assert np.abs(steps[0].prediction - 0.9 * coarse).max() < 1e-6
@@ -358,7 +396,7 @@ def test_two_scales_by_hand_on_a_real_network():
 def test_one_step_a_scale(scales):
     shape = (30, 11, 5)
     stub = Stub(lambda given: given.target)
-    steps = run(stub, *draw_arrays(shape), Settings(scales=scales))
+    steps = run_arrays(stub, *draw_arrays(shape), Settings(scales=scales))
     count = scales or scale_count(shape, 8)
     assert [step.scale for step in steps] == list(range(1, count + 1))
     for step in steps:
@@ -375,7 +413,7 @@ def test_one_step_a_scale(scales):
 def test_coarse_scales_are_smoothed_not_sampled():
     """A checkerboard at half resolution is grey."""
     target = (np.indices((16, 16, 16)).sum(0) % 2).astype(np.float32)
-    first, _ = run(Stub(pointwise), target, target[None], target[None], Settings())
+    first, _ = run_arrays(Stub(pointwise), target, target[None], target[None], Settings())
     assert np.abs(first.image[1:-1, 1:-1, 1:-1] - 0.5).max() < 1e-5
 
 
@@ -473,7 +511,7 @@ def test_numpy_integers_are_integers():
 def test_neuroverse3d_has_one_scale_over_the_whole_volume():
     target, image, label = draw_arrays((20, 12, 9))
     stub = Stub(pointwise, "neuroverse3d")
-    steps = run(stub, target, image, label, Settings())
+    steps = run_arrays(stub, target, image, label, Settings())
     assert [call.sides for call in stub.calls] == [(1, 1, 8, 8, 8)]
     assert not stub.calls[0].fed
     assert len(steps) == 1
@@ -501,9 +539,9 @@ def test_the_runner_answers_in_float32_under_autocast():
     torch.manual_seed(0)
     network = ICLNetwork(NetworkConfig(channels=(4, 4), window=8, output="sigmoid")).eval()
     target, image, label = draw_arrays((8, 8, 8), pairs=2)
-    batch = target[None], np.stack([image, label], 1)[None], None
-    exact = WindowRunner(network, "float32", None)(*batch)
-    rounded = WindowRunner(network, "bfloat16", 1)(*batch)
+    crops = Crops(target[None], image[None], label[None, None], None)
+    exact = WindowRunner(network, "float32", None)(crops)
+    rounded = WindowRunner(network, "bfloat16", 1)(crops)
     assert exact.dtype == rounded.dtype == np.float32
-    assert exact.shape == (1, 8, 8, 8)
+    assert exact.shape == (1, 1, 8, 8, 8)
     assert 0 < np.abs(exact - rounded).max() < 0.02

@@ -525,8 +525,8 @@ def test_progress_is_told(new_session):
         draw_case((16, 8, 8), 0)[0], affine=STRAIGHT, on_progress=lambda *s: told.append(s)
     )
     assert [told[0], told[-1]] == [
-        ("class 1, scale 1 of 2", 1, 1),
-        ("class 2, scale 2 of 2", told[-1][2], told[-1][2]),
+        ("scale 1 of 2", 1, 1),
+        ("scale 2 of 2", told[-1][2], told[-1][2]),
     ]
 
 

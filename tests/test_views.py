@@ -8,7 +8,18 @@ from medverse_nb import resampling
 from medverse_nb.geometry import Reorientation
 from medverse_nb.intensity import IntensityScale
 from medverse_nb.resampling import resample_affine, resize
-from medverse_nb.views import Members, Padded, Part, Placed, Resized, Scaled, Turned, crop, read
+from medverse_nb.views import (
+    Clipped,
+    Members,
+    Padded,
+    Part,
+    Placed,
+    Resized,
+    Scaled,
+    Turned,
+    crop,
+    read,
+)
 
 VOLUME = np.random.default_rng(0).random((9, 7, 11), dtype=np.float32)
 LABELS = np.random.default_rng(1).integers(0, 5, (9, 7, 11)).astype(np.uint8)
@@ -32,6 +43,7 @@ VIEWS = {
     "turned": (Turned(VOLUME, turn_of("PIR")), turn_of("PIR").apply(VOLUME)),
     "scaled": (Scaled(VOLUME, IntensityScale(0.2, 0.7)), IntensityScale(0.2, 0.7).apply(VOLUME)),
     "members": (Members(LABELS, (1, 3)), np.isin(LABELS, (1, 3)).astype(np.float32)),
+    "clipped": (Clipped(3 * VOLUME - 1), np.clip(3 * VOLUME - 1, 0, 1)),
     "smaller": (Resized(VOLUME, (5, 6, 4)), resize(VOLUME, (5, 6, 4))),
     "larger": (Resized(VOLUME, (12, 7, 30)), resize(VOLUME, (12, 7, 30))),
     "corners": (

@@ -9,6 +9,7 @@ import numpy as np
 from ..context import ContextPair
 from ..geometry import Align, Grid
 from ..resampling import FloatArray
+from ..views import read
 
 
 def mean_label(
@@ -21,6 +22,6 @@ def mean_label(
     """
     total = np.zeros(target.shape, np.float32)
     for pair in pairs:
-        total += pair.place_label(target, align, values)
+        total += read(pair.label_on(target, align, values))
     mean: FloatArray = total / np.float32(len(pairs))
     return mean

@@ -19,6 +19,7 @@ from ..model.device import autocast
 from ..placement import CanonicalVolume, place
 from ..resampling import FloatArray
 from ..training.rates import cosine, warm_up
+from ..views import read
 
 Kind = Literal["unet", "swin_unetr"]
 PATCHES: dict[Kind, int] = {"unet": 32, "swin_unetr": 64}  # sides in voxels; Swin halves five times
@@ -138,8 +139,8 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return image, label (X, Y, Z) and the voxels (n, 3) of the class."""
     work = at_spacing(pair.canonical_image.grid, spacing_mm, patch)
-    image = torch.from_numpy(pair.place_image(work, "box"))
-    label = torch.from_numpy(pair.place_label(work, "box", values)) > 0.5
+    image = torch.from_numpy(read(pair.image_on(work, "box")))
+    label = torch.from_numpy(read(pair.label_on(work, "box", values))) > 0.5
     return image, label.float(), label.nonzero()
 
 

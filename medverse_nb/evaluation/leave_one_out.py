@@ -8,8 +8,11 @@ import numpy as np
 
 from ..context import ContextPair
 from ..geometry import Align
-from ..inference.autoregressive import Settings, run
+from ..inference.autoregressive import run
+from ..inference.inputs import PairInputs
+from ..inference.recipe import Settings
 from ..model.network import ICLNetwork
+from ..views import read
 from .metrics import dice, psnr
 
 
@@ -35,14 +38,16 @@ def score_pairs(
     scores = []
     for target in targets:
         others = [pair for pair in context if pair is not target]
-        image = target.canonical_image
-        images = np.stack([pair.place_image(image.grid, align) for pair in others])
-        for values in wanted:
-            truth = target.place_label(image.grid, align, values)
-            if values is not None and not truth.any():
-                continue
-            labels = np.stack([pair.place_label(image.grid, align, values) for pair in others])
-            answer = run(network, image.array, images, labels, settings)[-1].prediction
+        scan = target.canonical_image
+        asked = [
+            (values, truth)
+            for values in wanted
+            if (truth := read(target.label_on(scan.grid, align, values))).any() or values is None
+        ]
+        inputs = PairInputs(scan.array, scan.grid, others, align, [values for values, _ in asked])
+        answers = run(network, inputs, settings)[-1].predictions if asked else ()
+        for (values, truth), view in zip(asked, answers, strict=True):
+            answer = read(view)
             scores.append(
                 psnr(np.clip(answer, 0, 1), truth, 1.0)
                 if values is None

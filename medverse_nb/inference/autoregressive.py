@@ -1,88 +1,44 @@
 """Next-scale autoregressive inference: predict coarse, feed it back, refine by windows.
 
-Source: Medverse section "Next-Scale Autoregressive ICL", Eqs. 2-4. Two recipes: our own,
-which pads thin axes and keeps their resolution, and `compat="released"`, which follows
-the released code to the letter.
+Source: Medverse section "Next-Scale Autoregressive ICL", Eqs. 2-4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..geometry import Shape
-from ..model.config import Precision
 from ..model.network import ICLNetwork
-from ..resampling import FloatArray, resize
-from .blending import Blender
+from ..resampling import FloatArray
+from ..views import Clipped, Part, View, read
+from .crops import ScaleVolumes
+from .engine import Scheduler, run_scale
+from .inputs import ArrayInputs, Inputs
+from .recipe import Compat, Recipe, Settings, choose_recipe
 from .runner import WindowRunner
-from .schedule import scale_count, scale_shape
 from .windows import Window, plan_windows
 
-Compat = Literal["released"] | None
 OnProgress = Callable[[int, int, int, int], None]  # scale, scales, windows done, windows
+Storage = Callable[[int, tuple[int, ...]], Any]  # scale, shape to an array that can be written
 
 
 @dataclass(frozen=True)
 class Step:
-    """One scale of a run: its input, its answer and its windows."""
+    """One scale of a run: what it saw, its K answers and its windows.
 
-    scale: int
-    image: FloatArray  # (X_t, Y_t, Z_t) target at this scale, in [0, 1]
-    prediction: FloatArray  # (X_t, Y_t, Z_t) in label units
-    windows: tuple[Window, ...]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is done; `None` lets the recipe choose.
-
-    window : side of the windows, a multiple of the network's; None for the network's own.
-    overlap : of neighbouring windows, in [0, 1).
-    scales : T; None for Medverse Eq. 3, or, without an autoregressive branch, for one pass over
-        the volume resized to the window. 1 is a direct sliding window for every network.
-    mini_context_size : pairs in one pass; None chooses by free memory.
-    compat : "released" for the released recipe.
+    image : (X_t, Y_t, Z_t) the target at this scale, in [0, 1].
+    predictions : K volumes (X_t, Y_t, Z_t) in label units.
     """
 
-    window: int | None = None
-    overlap: float = 0.1
-    scales: int | None = None
-    mini_context_size: int | None = None
-    compat: Compat = None
-    precision: Precision = "float32"
-    batch: int = 1
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """What differs between our inference and the released one."""
-
-    shape: Shape  # full resolution, padding included
-    scales: int
-    window: int
-    whole: bool  # one pass over the volume resized to the window
-    released: bool
-
-    def level(self, scale: int) -> Shape:
-        return scale_shape(self.shape, scale, self.scales, None if self.released else self.window)
-
-    def working(self, scale: int) -> Shape:
-        """Return the shape the windows run on."""
-        level = self.level(scale)
-        too_small = self.released and min(level) < self.window
-        return (self.window,) * 3 if self.whole or too_small else level
-
-    def resize(self, volume: NDArray[Any], shape: Shape) -> FloatArray:
-        if volume.shape[-3:] == shape:
-            return np.asarray(volume, np.float32)
-        return resize(volume, shape, align_corners=self.released, antialias=not self.released)
+    scale: int
+    image: View
+    predictions: tuple[View, ...]
+    windows: tuple[Window, ...]
 
 
 def predict_array(
@@ -117,129 +73,90 @@ def predict_array(
     Source: Medverse Eqs. 2-4; `compat="released"`: the released inference script.
     """
     settings = Settings(window, overlap, scales, mini_context_size, compat)
-    return run(model, target, context_image, context_label, settings)[-1].prediction
+    inputs = take_arrays(model, target, context_image, context_label, settings)
+    prediction = read(run(model, inputs, settings)[-1].predictions[0])
+    x, y, z = inputs.array.shape
+    result: FloatArray = prediction[:x, :y, :z]
+    return result
+
+
+def take_arrays(
+    model: ICLNetwork, target: Any, context_image: Any, context_label: Any, settings: Settings
+) -> ArrayInputs:
+    """Check arrays and make them the inputs of a run.
+
+    Raises
+    ------
+    InputError : as `predict_array`.
+    """
+    target, image, label = (
+        a if hasattr(a, "shape") else np.asarray(a) for a in (target, context_image, context_label)
+    )
+    _check(target, image, label)
+    return ArrayInputs(target, image, label, choose_recipe(model.config, target.shape, settings))
+
+
+def in_memory(_scale: int, shape: tuple[int, ...]) -> FloatArray:
+    """Keep a scale's answer in memory."""
+    return np.empty(shape, np.float32)
 
 
 def run(
     model: ICLNetwork,
-    target: Any,
-    context_image: Any,
-    context_label: Any,
+    inputs: Inputs,
     settings: Settings,
     *,
+    storage: Storage = in_memory,
+    scheduler: Scheduler | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Step]:
-    """Run all scales and return one `Step` each; the last is the answer at full resolution."""
-    target, image, label = (
-        np.asarray(a, np.float32) for a in (target, context_image, context_label)
-    )
-    _check(target, image, label)
-    shape: Shape = target.shape
-    recipe = _choose_recipe(model, shape, settings)
-    target, image, label = (_pad_end(a, recipe.shape) for a in (target, image, label))
+    """Run all scales and return one `Step` each; the last is the answer at full resolution.
+
+    Parameters
+    ----------
+    storage : where the answer of each scale, (K, X, Y, Z), is kept.
+    scheduler : runs each scale's Dask graph; None in threads of this process.
+    """
+    recipe = choose_recipe(model.config, inputs.shape, settings)
     runner = WindowRunner(model, settings.precision, settings.mini_context_size)
     steps: list[Step] = []
     for scale in range(1, recipe.scales + 1):
         working = recipe.working(scale)
-        volumes = _Volumes(
-            target=recipe.resize(target, working),
-            context=np.stack([recipe.resize(image, working), recipe.resize(label, working)], 1),
-            feedback=_feedback(recipe, steps[-1], working) if steps else None,
-        )
+        volumes = ScaleVolumes(
+            inputs.target(working),
+            inputs.images(working),
+            inputs.labels(working),
+            _feedback(recipe, steps[-1], working) if steps else None,
+        ).kept()
         windows = plan_windows(working, recipe.window, settings.overlap)
-        blender = Blender(working)
-        for done, (batch, predictions) in enumerate(
-            _predict_windows(runner, volumes, windows, settings.batch), 1
-        ):
-            for one, prediction in zip(batch, predictions, strict=True):
-                blender.add(one, prediction)
+        store = storage(scale, (len(volumes.labels), *working))
+
+        def report(done: int, count: int, scale: int = scale) -> None:
             if on_progress:
-                count = min(done * settings.batch, len(windows))
-                on_progress(scale, recipe.scales, count, len(windows))
-        level = recipe.level(scale)
-        seen, prediction = (
-            recipe.resize(volumes.target, level),
-            recipe.resize(blender.result(), level),
-        )
-        steps.append(Step(scale, seen, prediction, tuple(windows)))
-    inside = tuple(slice(0, side) for side in shape)
-    steps[-1] = replace(steps[-1], image=target[inside], prediction=steps[-1].prediction[inside])
+                on_progress(scale, recipe.scales, done, count)
+
+        run_scale(runner, volumes, windows, store, settings.batch, report, scheduler)
+        steps.append(_step(recipe, scale, volumes.target, store, windows))
+    steps[-1] = replace(steps[-1], image=inputs.target(recipe.level(recipe.scales)))
     return steps
 
 
-@dataclass(frozen=True)
-class _Volumes:
-    """Everything one scale reads: target (X, Y, Z), context (L, 2, X, Y, Z), feedback (2, X, Y, Z)."""
-
-    target: FloatArray
-    context: FloatArray
-    feedback: FloatArray | None
+def _step(recipe: Recipe, scale: int, seen: View, store: Any, windows: list[Window]) -> Step:
+    """Return a finished scale at its own shape, which may not be what its windows ran on."""
+    level = recipe.level(scale)
+    answers = tuple(recipe.resize(Part(store, k), level) for k in range(len(store)))
+    return Step(scale, recipe.resize(seen, level), answers, tuple(windows))
 
 
-def _feedback(recipe: _Recipe, last: Step, shape: Shape) -> FloatArray:
-    """Return the autoregressive pair: the coarser scale's image and prediction, enlarged."""
-    label = np.clip(recipe.resize(last.prediction, shape), 0, 1)
-    return np.stack([recipe.resize(last.image, shape), label])
+def _feedback(recipe: Recipe, last: Step, shape: Shape) -> tuple[View, list[View]]:
+    """Return the coarser scale's image and its predictions, enlarged."""
+    return (
+        recipe.resize(last.image, shape),
+        [Clipped(recipe.resize(prediction, shape)) for prediction in last.predictions],
+    )
 
 
-def _predict_windows(
-    runner: WindowRunner, volumes: _Volumes, windows: list[Window], batch: int
-) -> Iterator[tuple[list[Window], FloatArray]]:
-    for start in range(0, len(windows), batch):
-        chosen = windows[start : start + batch]
-        yield (
-            chosen,
-            runner(
-                np.stack([crop(volumes.target, w) for w in chosen]),
-                np.stack([crop(volumes.context, w) for w in chosen]),
-                None
-                if volumes.feedback is None
-                else np.stack([crop(volumes.feedback, w) for w in chosen]),
-            ),
-        )
-
-
-def crop(volume: FloatArray, window: Window) -> FloatArray:
-    """Cut a window out of (..., X, Y, Z); what lies beyond the end is zero."""
-    return _pad_end(volume[(Ellipsis, *window.region)], window.sides)
-
-
-def _pad_end(volume: FloatArray, shape: Shape) -> FloatArray:
-    missing = [max(0, n - have) for n, have in zip(shape, volume.shape[-3:], strict=True)]
-    if not any(missing):
-        return volume
-    return np.pad(volume, [(0, 0)] * (volume.ndim - 3) + [(0, n) for n in missing])
-
-
-def _choose_recipe(model: ICLNetwork, shape: Shape, settings: Settings) -> _Recipe:
-    config = model.config
-    window = config.window if settings.window is None else settings.window
-    if not isinstance(window, Integral) or window < 1 or window % config.multiple:
-        raise InputError(
-            f"window={window} must be an integer multiple of {config.multiple} for this network; "
-            f"it was trained on {config.window}"
-        )
-    if settings.compat not in (None, "released"):
-        raise InputError(f'compat={settings.compat!r} is not None or "released"')
-    released = settings.compat == "released"
-    if not config.autoregressive:
-        if settings.scales not in (None, 1):
-            raise InputError(
-                f"{config.architecture} has no autoregressive branch: scales={settings.scales} "
-                "must be 1"
-            )
-        return _Recipe(shape, 1, window, whole=settings.scales is None, released=released)
-    scales = scale_count(shape, window) if settings.scales is None else settings.scales
-    if not isinstance(scales, Integral) or not 1 <= scales <= 12:
-        raise InputError(f"scales must be an integer in 1..12, got {scales}")
-    if released:
-        step = 2 ** (scales - 1)
-        x, y, z = (-(-side // step) * step for side in shape)
-        shape = (x, y, z)
-    return _Recipe(shape, scales, window, whole=False, released=released)
-
-
-def _check(target: FloatArray, image: FloatArray, label: FloatArray) -> None:
+def _check(target: Any, image: Any, label: Any) -> None:
     if target.ndim != 3 or 0 in target.shape:
         raise InputError(f"target must be (X, Y, Z) and not empty, got {target.shape}")
     for name, array in (("context_image", image), ("context_label", label)):

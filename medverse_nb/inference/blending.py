@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..geometry import Shape
-from ..resampling import FloatArray
+from ..resampling import FloatArray, Region
 from .windows import Window
 
 SIGMA_SHARE = 0.125  # of the window's side
@@ -29,28 +28,33 @@ def window_weights(sides: Shape) -> FloatArray:
     return result
 
 
-class Blender:
-    """Collect weighted window predictions of one volume and return their mean.
+def blend(region: Region, tiles: Iterable[tuple[Window, FloatArray]]) -> FloatArray:
+    """Return the weighted mean of window predictions over a region: (K, X, Y, Z).
 
     Every voxel's weights sum to one, so a constant stays constant, borders included.
+
+    Parameters
+    ----------
+    tiles : windows that together cover the region, and their predictions (K, *sides); what
+        lies outside the region, padding too, is dropped.
     """
-
-    def __init__(self, shape: Shape) -> None:
-        self.total = np.zeros(shape, np.float32)
-        self.weight = np.zeros(shape, np.float32)
-
-    def add(self, window: Window, prediction: NDArray[Any]) -> None:
-        """Add a window's prediction; what lies in the padding is dropped."""
-        region = tuple(
-            slice(s.start, min(s.stop, side))
-            for s, side in zip(window.region, self.total.shape, strict=True)
+    total: FloatArray | None = None
+    for window, tile in tiles:
+        both = [
+            slice(max(w.start, r.start), min(w.stop, r.stop))
+            for w, r in zip(window.region, region, strict=True)
+        ]
+        x, y, z = (
+            slice(b.start - r.start, b.stop - r.start) for b, r in zip(both, region, strict=True)
         )
-        inside = tuple(slice(0, s.stop - s.start) for s in region)
-        weights = window_weights(window.sides)[inside]
-        self.total[region] += weights * prediction[inside]
-        self.weight[region] += weights
-
-    def result(self) -> FloatArray:
-        """Return the blended volume; every voxel must have been covered."""
-        blended: FloatArray = self.total / self.weight
-        return blended
+        i, j, k = (slice(b.start - a, b.stop - a) for b, a in zip(both, window.start, strict=True))
+        if total is None:
+            sides = [r.stop - r.start for r in region]
+            total = np.zeros((len(tile), *sides), np.float32)
+            weight = np.zeros(sides, np.float32)
+        weights = window_weights(window.sides)[i, j, k]
+        total[:, x, y, z] += weights * tile[:, i, j, k]
+        weight[x, y, z] += weights
+    assert total is not None, f"no window over {region}"
+    total /= weight
+    return total

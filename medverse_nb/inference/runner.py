@@ -1,7 +1,10 @@
-"""Running the network on a batch of windows: device, precision, memory layout."""
+"""Running the network on a batch of windows: device, precision, one at a time."""
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,10 +12,11 @@ from ..model.config import Precision
 from ..model.device import autocast
 from ..model.network import ICLNetwork
 from ..resampling import FloatArray
+from .crops import Crops
 
 
 class WindowRunner:
-    """Call a network on NumPy windows; results come back as float32."""
+    """Call a network on NumPy crops; results come back as float32."""
 
     def __init__(
         self, model: ICLNetwork, precision: Precision, mini_context_size: int | None
@@ -21,35 +25,31 @@ class WindowRunner:
         self.device = next(model.parameters()).device
         self.precision = precision
         self.mini_context_size = mini_context_size
+        self.turn = threading.Lock()
 
-    @torch.inference_mode()
-    def __call__(
-        self, target: FloatArray, context: FloatArray, feedback: FloatArray | None
-    ) -> FloatArray:
-        """Predict (B, X, Y, Z).
+    def __call__(self, crops: Crops) -> FloatArray:
+        """Predict (K, B, X, Y, Z); callers on other threads wait for their turn."""
+        with self.turn, torch.inference_mode(), autocast(self.precision, self.device):
+            target, images = self._tensor(crops.target)[:, None], self._tensor(crops.images)
+            answers = [self._ask(target, images, crops, k) for k in range(len(crops.labels))]
+            return np.stack([answer.float().cpu().numpy() for answer in answers])
 
-        Parameters
-        ----------
-        target : (B, X, Y, Z).
-        context : (B, L, 2, X, Y, Z), image and label.
-        feedback : (B, 2, X, Y, Z), the autoregressive image and label, or None.
-        """
-        pairs = self._tensor(context)
+    def _ask(self, target: Tensor, images: Tensor, crops: Crops, question: int) -> Tensor:
+        """Predict (B, X, Y, Z) for one of the K questions."""
         ar_image = ar_label = None
-        if feedback is not None:
-            pair = self._tensor(feedback)
-            ar_image, ar_label = pair[:, None, :1], pair[:, None, 1:]
-        with autocast(self.precision, self.device):
-            prediction: Tensor = self.model(
-                self._tensor(target)[:, None],
-                pairs[:, :, :1],
-                pairs[:, :, 1:],
-                ar_image,
-                ar_label,
-                mini_context_size=self.mini_context_size,
-            )
-        result: FloatArray = prediction[:, 0].float().cpu().numpy()
-        return result
+        if crops.feedback is not None:
+            image, predictions = crops.feedback
+            ar_image = self._tensor(image)[:, None, None]
+            ar_label = self._tensor(predictions[question])[:, None, None]
+        prediction: Tensor = self.model(
+            target,
+            images[:, :, None],
+            self._tensor(crops.labels[question])[:, :, None],
+            ar_image,
+            ar_label,
+            mini_context_size=self.mini_context_size,
+        )
+        return prediction[:, 0]
 
     def _tensor(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

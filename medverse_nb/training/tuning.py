@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from ..context import ContextPair
 from ..geometry import Align, Grid, Shape
+from ..inference.inputs import Values
 from ..inference.schedule import scale_count, scale_shape
 from ..model.config import Precision
 from ..model.network import ICLNetwork
@@ -26,11 +27,11 @@ from ..resampling import FloatArray, Region
 from ..tasks.draw import TaskDraw, imitate_coarser_scale
 from ..tasks.fields import chance, integer
 from ..tasks.registry import SEGMENTATION
+from ..views import read
 from .forward import predict_tasks
 from .losses import task_loss
 from .rates import cosine, warm_up
 
-Values = tuple[int, ...] | None  # label values of a class; None for an image task
 OnProgress = Callable[[float, float], None]  # seconds used, of how many
 
 PEAK_RATE, LOWEST_RATE, WARM_UP_STEPS, CLIP = 5e-4, 0.05, 10, 1.0
@@ -88,8 +89,8 @@ class TuningTasks:
         self, pairs: Sequence[ContextPair], values: Values, level: Grid, region: Region
     ) -> tuple[Tensor, Tensor]:
         """Return images and labels (N, 1, W, W, W), zero beyond the volume."""
-        images = [pair.place_image(level, self.align, region) for pair in pairs]
-        labels = [pair.place_label(level, self.align, values, region) for pair in pairs]
+        images = [read(pair.image_on(level, self.align), region) for pair in pairs]
+        labels = [read(pair.label_on(level, self.align, values), region) for pair in pairs]
         return self._fill(images), self._fill(labels)
 
     def _fill(self, crops: Sequence[FloatArray]) -> Tensor:

@@ -1,0 +1,74 @@
+"""What windows read: the volumes of one scale, and the crops of a batch of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..geometry import Shape
+from ..resampling import FloatArray
+from ..views import View, crop, read
+from .windows import Window
+
+LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept
+
+
+@dataclass(frozen=True)
+class ScaleVolumes:
+    """What the windows of one scale read, all of one shape.
+
+    images : L; labels : K lists of L; feedback : the coarser image and its K predictions.
+    """
+
+    target: View
+    images: Sequence[View]
+    labels: Sequence[Sequence[View]]
+    feedback: tuple[View, Sequence[View]] | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """The shape the windows run on."""
+        x, y, z = self.target.shape
+        return x, y, z
+
+    def kept(self, largest: int = LARGEST_KEPT) -> ScaleVolumes:
+        """Return the same volumes in memory where they all fit in `largest` bytes."""
+        count = 1 + len(self.images) + sum(map(len, self.labels))
+        if self.feedback:
+            count += 1 + len(self.feedback[1])
+        if 4 * count * np.prod(self.shape, dtype=np.int64) > largest:
+            return self
+        return ScaleVolumes(
+            read(self.target),
+            [read(view) for view in self.images],
+            [[read(view) for view in views] for views in self.labels],
+            self.feedback and (read(self.feedback[0]), [read(view) for view in self.feedback[1]]),
+        )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crops of a batch of B windows: target (B, X, Y, Z), images (B, L, X, Y, Z), labels
+    (K, B, L, X, Y, Z) and, fed back, an image (B, X, Y, Z) and predictions (K, B, X, Y, Z)."""
+
+    target: FloatArray
+    images: FloatArray
+    labels: FloatArray
+    feedback: tuple[FloatArray, FloatArray] | None
+
+    @classmethod
+    def read(cls, volumes: ScaleVolumes, windows: Sequence[Window]) -> Crops:
+        """Read a batch of windows; what lies beyond a volume's end is zero."""
+
+        def cut(view: View) -> FloatArray:
+            return np.stack([crop(view, w.start, w.sides) for w in windows])
+
+        fed = volumes.feedback
+        return cls(
+            cut(volumes.target),
+            np.stack([cut(view) for view in volumes.images], axis=1),
+            np.stack([np.stack([cut(v) for v in views], axis=1) for views in volumes.labels]),
+            fed and (cut(fed[0]), np.stack([cut(view) for view in fed[1]])),
+        )
