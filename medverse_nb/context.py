@@ -21,7 +21,8 @@ from .geometry import Align, Grid
 from .intensity import IntensityScale, quantile_scale
 from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
 from .placement import CanonicalVolume, placed
-from .views import Members, Scaled, View
+from .regions import View
+from .views import Members, Scaled
 from .volume import affine_of, make_volume, values_of
 
 Task = Literal["segmentation", "image"]

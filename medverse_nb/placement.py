@@ -14,8 +14,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .geometry import Align, Grid, Reorientation, placement
-from .resampling import FloatArray, Region
-from .views import Placed, View, read
+from .regions import Region, View, read
+from .resampling import FloatArray
+from .views import Placed
 from .volume import affine_of, grid_of, values_of
 
 

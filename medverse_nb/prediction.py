@@ -22,7 +22,7 @@ from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.windows import Window
 from .io import check_output, check_writable, stem_of, write_atomically, write_volume
-from .views import read
+from .regions import read
 from .volume import affine_of, make_volume, values_of, with_data
 
 

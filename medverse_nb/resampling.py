@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from . import regions
 from .geometry import Affine, Shape
+from .regions import Region, View, slabs
 
 FloatArray = NDArray[np.float32]
-Region = tuple[slice, slice, slice]
 WHOLE_MARGIN_SIGMAS = 4.0
-SLAB_VOXELS = 2**24  # read at once
 
 
 @dataclass(frozen=True)
@@ -70,32 +70,26 @@ def resize_map(
 
 
 def resample_axes(volume: Any, maps: Sequence[AxisMap], region: Region | None = None) -> FloatArray:
-    """Resample the last three axes of `volume`, each by its own map.
+    """Resample a volume, each axis by its own map; it is read in slabs.
 
     Parameters
     ----------
-    volume : (..., X, Y, Z), or a view; read in slabs.
+    volume : (X, Y, Z), array or view.
     maps : one for each of the three axes.
     region : the box of the result to compute; None for all of it.
     """
-    lead = getattr(volume, "ndim", 3) - 3
     plans = []
     for axis, axis_map in enumerate(maps):
         start, stop, _ = (region[axis] if region else slice(None)).indices(axis_map.size_out)
         plans.append(axis_map.weights(start, stop))
     x, y, z = (slice(first, first + w.shape[1]) for first, w in plans)
-    every = (Ellipsis,) if lead else ()
-    weigh_x, *weigh_yz = (weights for _, weights in plans)
-    rows = max(1, SLAB_VOXELS // ((y.stop - y.start) * (z.stop - z.start)))
-    slabs = []
-    for start in range(x.start, x.stop, rows):  # no more than a slab is ever held
-        slab = slice(start, min(start + rows, x.stop))
-        result: NDArray[Any] = np.asarray(volume[(*every, slab, y, z)], dtype=np.float32)
-        for axis, weights in enumerate(weigh_yz, lead + 1):
-            result = _weigh(result, weights, axis)
-        slabs.append(result)
-    whole = slabs[0] if len(slabs) == 1 else np.concatenate(slabs, axis=lead)
-    return np.ascontiguousarray(_weigh(whole, weigh_x, lead), dtype=np.float32)
+    weigh_x, weigh_y, weigh_z = (weights for _, weights in plans)
+    parts = [
+        _weigh(_weigh(slab.astype(np.float32, copy=False), weigh_y, 1), weigh_z, 2)
+        for slab in slabs(volume, (x, y, z))
+    ]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.ascontiguousarray(_weigh(whole, weigh_x, 0), dtype=np.float32)
 
 
 def _weigh(volume: NDArray[Any], weights: FloatArray, axis: int) -> NDArray[Any]:
@@ -106,18 +100,18 @@ def _weigh(volume: NDArray[Any], weights: FloatArray, axis: int) -> NDArray[Any]
 
 
 def resize(
-    volume: Any, shape: Shape, *, align_corners: bool = False, antialias: bool = True
+    volume: View, shape: Shape, *, align_corners: bool = False, antialias: bool = True
 ) -> FloatArray:
-    """Resize the last three axes of `volume` to `shape`."""
+    """Resize a volume to `shape`."""
     maps = [
         resize_map(a, b, align_corners=align_corners, antialias=antialias)
-        for a, b in zip(volume.shape[-3:], shape, strict=True)
+        for a, b in zip(volume.shape, shape, strict=True)
     ]
     return resample_axes(volume, maps)
 
 
 def resample_affine(
-    volume: Any,
+    volume: View,
     matrix: Affine,
     shape: Shape,
     *,
@@ -148,7 +142,7 @@ def resample_affine(
 
 
 def _sample_oblique(
-    volume: Any,
+    volume: View,
     linear: NDArray[np.float64],
     offset: NDArray[np.float64],
     edge: bool,
@@ -163,13 +157,13 @@ def _sample_oblique(
     low = np.clip(np.floor(places.min(axis=1) - margin), 0, np.array(volume.shape) - 1).astype(int)
     high = np.clip(np.ceil(places.max(axis=1) + margin), 0, np.array(volume.shape) - 1).astype(int)
     (first, last), *others = bounds
-    if math.prod(high - low + 1) > SLAB_VOXELS and last - first > 1:  # in two halves
+    if math.prod(high - low + 1) > regions.SLAB_VOXELS and last - first > 1:  # in two halves
         middle = (first + last) // 2
         halves = [[(first, middle), *others], [(middle, last), *others]]
         parts = [_sample_oblique(volume, linear, offset, edge, half) for half in halves]
         return np.concatenate(parts)
-    box = tuple(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
-    crop = np.asarray(volume[box], dtype=np.float32)
+    i, j, k = (slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
+    crop = np.asarray(volume[i, j, k], dtype=np.float32)
     if sigma.any():
         crop = ndimage.gaussian_filter(crop, sigma, mode="nearest", truncate=WHOLE_MARGIN_SIGMAS)
     result = ndimage.affine_transform(

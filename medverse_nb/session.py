@@ -40,8 +40,8 @@ from .model.registry import find_weights, load_model
 from .model.weights import weights_hash
 from .placement import CanonicalVolume
 from .prediction import Prediction, recorded_steps
+from .regions import read
 from .tuning import Tuning, tune_on_pairs
-from .views import read
 from .volume import values_of, with_data
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many

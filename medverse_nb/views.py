@@ -9,33 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Affine, Reorientation, Shape
 from .intensity import IntensityScale
-from .resampling import FloatArray, Region, resample_affine, resample_axes, resize_map
-
-
-class View(Protocol):
-    """A volume (X, Y, Z) that can be read by region; NumPy arrays are views."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Three sides in voxels."""
-
-    def __getitem__(self, region: Region, /) -> Any:
-        """Return the voxels of a region, each slice with a start and a stop inside."""
-
-
-def read(view: View, region: Region | None = None) -> NDArray[Any]:
-    """Return the voxels of a region, or all of them, as a NumPy array."""
-    bounds = region or (slice(None), slice(None), slice(None))
-    inside = (slice(*s.indices(n)[:2]) for s, n in zip(bounds, view.shape, strict=True))
-    x, y, z = inside
-    return np.asarray(view[x, y, z])
+from .regions import Region, View, read
+from .resampling import FloatArray, resample_affine, resample_axes, resize_map
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from medverse_nb.context import (
 from medverse_nb.errors import ContextError, InputError
 from medverse_nb.geometry import Grid
 from medverse_nb.io import VolumeWarning
-from medverse_nb.views import read
+from medverse_nb.regions import read
 from medverse_nb.volume import make_volume
 
 SHAPE = (4, 5, 6)

@@ -20,8 +20,9 @@ from medverse_nb.inference.schedule import scale_count, scale_shape
 from medverse_nb.inference.windows import Window, axis_starts, plan_windows
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.network import ICLNetwork
+from medverse_nb.regions import read
 from medverse_nb.resampling import resize
-from medverse_nb.views import crop, read
+from medverse_nb.views import crop
 
 SHAPES = [(8, 8, 8), (9, 21, 13), (3, 30, 17), (17, 1, 5), (1, 1, 1)]
 OVERLAPS = [0, 0.1, 0.25, 0.5]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from medverse_nb import regions
 from medverse_nb.intensity import IntensityScale, quantile_scale
 
 
@@ -90,3 +91,13 @@ def test_the_input_is_not_changed():
     before = volume.copy()
     quantile_scale(volume).apply(volume)
     assert np.array_equal(volume, before)
+
+
+@pytest.mark.parametrize("outlier", [None, 1e9])
+def test_a_volume_read_in_slabs_has_the_same_scale(monkeypatch, outlier):
+    volume = np.random.default_rng(0).gamma(2, 100, (40, 30, 20)).astype(np.float32)
+    if outlier:
+        volume[3, 4, 5] = outlier
+    whole = quantile_scale(volume)
+    monkeypatch.setattr(regions, "SLAB_VOXELS", 1500)
+    assert quantile_scale(volume) == whole

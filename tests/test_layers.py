@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # A unit is a module or folder right under the package; units on one line may not form a circle.
 LAYERS = (
     {"errors"},
-    {"geometry", "resampling", "intensity", "views"},
+    {"geometry", "regions", "resampling", "intensity", "views"},
     {"volume"},
     {"io"},
     {"classes", "placement", "context"},

@@ -152,13 +152,6 @@ def test_a_constant_stays_constant(shape, align_corners):
     assert np.allclose(oblique, 3.25, atol=1e-5)
 
 
-def test_leading_axes_are_resized_one_by_one():
-    stack = np.stack([VOLUME, 2 * VOLUME])[None]
-    got = resize(stack, (4, 9, 5))
-    assert got.shape == (1, 2, 4, 9, 5)
-    assert np.allclose(got[0, 1], 2 * resize(VOLUME, (4, 9, 5)), atol=1e-5)
-
-
 def test_integers_come_out_as_float32():
     assert resize(np.arange(8, dtype=np.int16).reshape(2, 2, 2), (4, 4, 4)).dtype == np.float32
 

@@ -4,9 +4,10 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from medverse_nb import resampling
+from medverse_nb import regions
 from medverse_nb.geometry import Reorientation
 from medverse_nb.intensity import IntensityScale
+from medverse_nb.regions import read
 from medverse_nb.resampling import resample_affine, resize
 from medverse_nb.views import (
     Clipped,
@@ -18,7 +19,6 @@ from medverse_nb.views import (
     Scaled,
     Turned,
     crop,
-    read,
 )
 
 VOLUME = np.random.default_rng(0).random((9, 7, 11), dtype=np.float32)
@@ -115,7 +115,7 @@ def test_only_the_voxels_behind_a_region_are_read(make):
 def test_large_sources_are_read_in_slabs(monkeypatch, matrix):
     volume = np.random.default_rng(0).random((30, 28, 26), dtype=np.float32)
     whole = resample_affine(volume, matrix, (20, 20, 10), edge=True)
-    monkeypatch.setattr(resampling, "SLAB_VOXELS", 3000)
+    monkeypatch.setattr(regions, "SLAB_VOXELS", 3000)
     source = Counting(volume)
     assert np.allclose(read(Placed(source, matrix, (20, 20, 10), edge=True)), whole, atol=1e-5)
     assert source.largest < volume.size / 4

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..context import ContextPair
 from ..geometry import Align, Grid
+from ..regions import read
 from ..resampling import FloatArray
-from ..views import read
 
 
 def mean_label(

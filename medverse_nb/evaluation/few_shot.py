@@ -17,9 +17,9 @@ from ..geometry import Grid, Shape
 from ..model.config import Precision
 from ..model.device import autocast
 from ..placement import CanonicalVolume, place
+from ..regions import read
 from ..resampling import FloatArray
 from ..training.rates import cosine, warm_up
-from ..views import read
 
 Kind = Literal["unet", "swin_unetr"]
 PATCHES: dict[Kind, int] = {"unet": 32, "swin_unetr": 64}  # sides in voxels; Swin halves five times

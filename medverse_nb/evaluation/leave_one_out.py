@@ -12,7 +12,7 @@ from ..inference.autoregressive import run
 from ..inference.inputs import PairInputs
 from ..inference.recipe import Settings
 from ..model.network import ICLNetwork
-from ..views import read
+from ..regions import read
 from .metrics import dice, psnr
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from ..errors import InputError
 from ..geometry import Shape
 from ..model.network import ICLNetwork
+from ..regions import View, read
 from ..resampling import FloatArray
-from ..views import Clipped, Part, View, read
+from ..views import Clipped, Part
 from .crops import ScaleVolumes
 from .engine import Scheduler, run_scale
 from .inputs import ArrayInputs, Inputs

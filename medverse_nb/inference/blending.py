@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 from ..geometry import Shape
-from ..resampling import FloatArray, Region
+from ..regions import Region
+from ..resampling import FloatArray
 from .windows import Window
 
 SIGMA_SHARE = 0.125  # of the window's side

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..geometry import Shape
+from ..regions import View, read
 from ..resampling import FloatArray
-from ..views import View, crop, read
+from ..views import crop
 from .windows import Window
 
 LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept

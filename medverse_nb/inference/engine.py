@@ -15,7 +15,8 @@ import dask.threaded
 import numpy as np
 
 from ..geometry import Shape
-from ..resampling import FloatArray, Region
+from ..regions import Region
+from ..resampling import FloatArray
 from .blending import blend
 from .crops import Crops, ScaleVolumes
 from .runner import WindowRunner

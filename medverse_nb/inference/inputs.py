@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from ..context import ContextPair
 from ..geometry import Align, Grid, Shape
-from ..views import Padded, Part, View, resized
+from ..regions import View
+from ..views import Padded, Part, resized
 from .recipe import Recipe
 
 Values = tuple[int, ...] | None  # label values of a class; None for an image task

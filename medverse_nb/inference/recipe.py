@@ -13,7 +13,8 @@ from typing import Literal
 from ..errors import InputError
 from ..geometry import Shape
 from ..model.config import NetworkConfig, Precision
-from ..views import Resized, View
+from ..regions import View
+from ..views import Resized
 from .schedule import scale_count, scale_shape
 
 Compat = Literal["released"] | None

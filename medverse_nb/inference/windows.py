@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..geometry import Shape
-from ..resampling import Region
+from ..regions import Region
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from ..inference.inputs import Values
 from ..inference.schedule import scale_count, scale_shape
 from ..model.config import Precision
 from ..model.network import ICLNetwork
-from ..resampling import FloatArray, Region
+from ..regions import Region, read
+from ..resampling import FloatArray
 from ..tasks.draw import TaskDraw, imitate_coarser_scale
 from ..tasks.fields import chance, integer
 from ..tasks.registry import SEGMENTATION
-from ..views import read
 from .forward import predict_tasks
 from .losses import task_loss
 from .rates import cosine, warm_up

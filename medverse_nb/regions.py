@@ -1,0 +1,39 @@
+"""Volumes that can be read by region: what a view is, and how to go through one in slabs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Region = tuple[slice, slice, slice]
+SLAB_VOXELS = 2**24  # read at once
+
+
+class View(Protocol):
+    """A volume (X, Y, Z) that can be read by region; NumPy arrays are views."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Three sides in voxels."""
+
+    def __getitem__(self, region: Region, /) -> Any:
+        """Return the voxels of a region, each slice with a start and a stop inside."""
+
+
+def read(view: View, region: Region | None = None) -> NDArray[Any]:
+    """Return the voxels of a region, or all of them, as a NumPy array."""
+    bounds = region or (slice(None), slice(None), slice(None))
+    x, y, z = (slice(*s.indices(n)[:2]) for s, n in zip(bounds, view.shape, strict=True))
+    return np.asarray(view[x, y, z])
+
+
+def slabs(view: View, region: Region | None = None) -> Iterator[NDArray[Any]]:
+    """Go through a volume, or a region of it, along its first axis, a part of it at a time."""
+    bounds = region or (slice(None), slice(None), slice(None))
+    x, y, z = (slice(*s.indices(n)[:2]) for s, n in zip(bounds, view.shape, strict=True))
+    rows = max(1, SLAB_VOXELS // max(1, (y.stop - y.start) * (z.stop - z.start)))
+    for start in range(x.start, x.stop, rows):
+        yield np.asarray(view[slice(start, min(start + rows, x.stop)), y, z])
