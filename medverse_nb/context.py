@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 
 from .classes import ClassTable, read_class_table
 from .errors import ContextError, InputError
-from .geometry import Align, Grid
+from .geometry import Align, Grid, Reorientation
 from .intensity import IntensityScale, quantile_scale
 from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
 from .placement import CanonicalVolume, placed
-from .regions import View
-from .views import Members, Scaled
-from .volume import affine_of, make_volume, values_of
+from .regions import View, slabs
+from .views import Mapped, Turned, as_dask, mapped, members
+from .volume import affine_of, make_volume, view_of
 
 Task = Literal["segmentation", "image"]
 INTEGER_TOLERANCE = 1e-4
+LAZY_CHUNK = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,8 @@ class ContextPair:
     def canonical_image(self) -> CanonicalVolume:
         """The image in canonical axis order, scaled to [0, 1]."""
         volume = CanonicalVolume.of(self.image)
-        return CanonicalVolume(
-            quantile_scale(volume.array).apply(volume.array), volume.grid, volume.reorientation
-        )
+        scaled = mapped(volume.view, quantile_scale(volume.view).apply)
+        return CanonicalVolume(scaled, volume.grid, volume.reorientation)
 
     @cached_property
     def canonical_label(self) -> CanonicalVolume:
@@ -58,45 +58,48 @@ class ContextPair:
     @cached_property
     def label_scale(self) -> IntensityScale:
         """The intensity scale of an image label."""
-        return quantile_scale(values_of(self.label))
+        return quantile_scale(view_of(self.label))
 
     @cached_property
     def values(self) -> tuple[int, ...]:
         """Nonzero label values, sorted; empty for image tasks."""
         if self.task == "image":
             return ()
-        return tuple(int(v) for v in np.unique(values_of(self.label)) if v != 0)
+        found = {int(v) for slab in slabs(view_of(self.label)) for v in np.unique(slab)}
+        return tuple(sorted(found - {0}))
 
     @cached_property
     def image_hash(self) -> str:
         """Content hash of the image alone, equal for any storage orientation."""
         volume = CanonicalVolume.of(self.image)
-        return content_hash(volume.array, volume.grid)
+        return content_hash(volume.view, volume.grid)
 
     @cached_property
     def hash(self) -> str:
         """Content hash of image and label."""
         label = self.canonical_label
-        both = self.image_hash + content_hash(label.array, label.grid)
+        both = self.image_hash + content_hash(label.view, label.grid)
         return hashlib.sha256(both.encode()).hexdigest()
 
     def image_on(self, target: Grid, align: Align) -> View:
         """Return the scaled image on the target's canonical grid."""
         image = self.canonical_image
-        return placed(image.array, image.grid, target, align)
+        return placed(image.view, image.grid, target, align)
 
     def label_on(self, target: Grid, align: Align, values: Sequence[int] | None = None) -> View:
         """Return the soft mask of these label values, or the scaled label of an image task."""
         label = self.canonical_label
         if values is None:
-            return placed(Scaled(label.array, self.label_scale), label.grid, target, align)
-        return placed(Members(label.array, tuple(values)), label.grid, target, align)
+            return placed(Mapped(label.view, self.label_scale.apply), label.grid, target, align)
+        return placed(members(label.view, values), label.grid, target, align)
 
 
-def content_hash(array: NDArray[Any], grid: Grid) -> str:
+def content_hash(view: View, grid: Grid) -> str:
     """Return the SHA-256 of voxel values (as float32), shape and affine."""
-    digest = hashlib.sha256(json.dumps([array.shape, grid.affine.round(4).tolist()]).encode())
-    digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    shape = tuple(view.shape)
+    digest = hashlib.sha256(json.dumps([shape, grid.affine.round(4).tolist()]).encode())
+    for slab in slabs(view):
+        digest.update(np.ascontiguousarray(slab, dtype=np.float32).tobytes())
     return digest.hexdigest()
 
 
@@ -136,7 +139,8 @@ def make_pair(
                 "where there is background"
             )
         values = _integer_labels(values, name, label_threshold)
-    placed = make_volume(values, affine_of(image_volume), name=str(label_volume.name))
+    data = values if isinstance(values, np.ndarray) else as_dask(values, LAZY_CHUNK)
+    placed = make_volume(data, affine_of(image_volume), name=str(label_volume.name))
     return ContextPair(name, image_volume, placed, task, tuple(changes))
 
 
@@ -153,17 +157,19 @@ def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
     return affine if _takes_affine(label) else None
 
 
-def _on_image_grid(
-    label: xr.DataArray, image: xr.DataArray, name: str
-) -> tuple[NDArray[Any], str | None]:
+def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple[View, str | None]:
     """Return the label's voxels in the image's axis order, and what had to be assumed."""
     ours, theirs = CanonicalVolume.of(image), CanonicalVolume.of(label)
     if ours.grid.shape == theirs.grid.shape and np.allclose(
         ours.grid.affine, theirs.grid.affine, atol=1e-2
     ):
-        return np.ascontiguousarray(ours.reorientation.undo(theirs.array)), None
+        turn = Reorientation.between(theirs.reorientation, ours.reorientation)
+        view = view_of(label)
+        if isinstance(view, np.ndarray):
+            return np.ascontiguousarray(turn.apply(view)), None
+        return Turned(view, turn), None
     if label.shape == image.shape:
-        return values_of(label), (
+        return view_of(label), (
             "the label's affine differs from its image's; its voxels were taken in the image's order"
         )
     raise ContextError(
@@ -172,31 +178,43 @@ def _on_image_grid(
     )
 
 
-def _integer_labels(
-    values: NDArray[Any], name: str, label_threshold: float | None
-) -> NDArray[np.int32]:
+def _integer_labels(view: View, name: str, label_threshold: float | None) -> View:
+    """Return whole, positive labels; checked in slabs."""
     if label_threshold is not None:
-        return (values > label_threshold).astype(np.int32)
-    rounded = np.rint(values)
+        return mapped(view, partial(_exceeds, threshold=label_threshold))
+    for slab in slabs(view):
+        _check_labels(slab, name)
+    return mapped(view, _round)
+
+
+def _exceeds(values: NDArray[Any], threshold: float) -> NDArray[np.int32]:
+    return (values > threshold).astype(np.int32)
+
+
+def _round(values: NDArray[Any]) -> NDArray[np.int32]:
+    return np.rint(values).astype(np.int32)
+
+
+def _check_labels(values: NDArray[Any], name: str) -> None:
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise ContextError(
                 f"context pair {name!r}: label has non-finite values; fill them, such as "
                 "label.fillna(0)"
             )
-        off = np.abs(values - rounded) > INTEGER_TOLERANCE
+        off = np.abs(values - np.rint(values)) > INTEGER_TOLERANCE
         if off.any():
             shown = ", ".join(f"{v:.3g}" for v in np.unique(values[off])[:3])
             raise ContextError(
                 f"context pair {name!r}: label has fractional values ({shown}, ...); pass "
                 'label_threshold=0.5 or task="image"'
             )
-    if float(rounded.min()) < 0 or float(rounded.max()) > 2**31 - 1:
+    least, most = round(float(values.min())), round(float(values.max()))
+    if least < 0 or most > 2**31 - 1:
         raise ContextError(
-            f"context pair {name!r}: label values reach from {rounded.min():g} to "
-            f"{rounded.max():g}; class values must be 0 (background) or positive"
+            f"context pair {name!r}: label values reach from {least:g} to {most:g}; class values "
+            "must be 0 (background) or positive"
         )
-    return rounded.astype(np.int32)
 
 
 @dataclass

@@ -63,6 +63,11 @@ class Reorientation:
         """Return the reorientation that brings a volume with this affine to RAS order."""
         return cls(nio.io_orientation(affine), shape)
 
+    @classmethod
+    def between(cls, first: Reorientation, second: Reorientation) -> Reorientation:
+        """Return the reorientation from one file's axes to those of another."""
+        return cls(nio.ornt_transform(first.transform, second.transform), first.shape)
+
     @property
     def source_axes(self) -> tuple[int, int, int]:
         """The file's axis behind each canonical axis."""

@@ -16,26 +16,35 @@ from numpy.typing import NDArray
 from .geometry import Align, Grid, Reorientation, placement
 from .regions import Region, View, read
 from .resampling import FloatArray
-from .views import Placed
-from .volume import affine_of, grid_of, values_of
+from .views import Placed, Turned
+from .volume import affine_of, grid_of, view_of
 
 
 @dataclass(frozen=True)
 class CanonicalVolume:
-    """Voxels in canonical axis order, their grid, and the way back to the file's order."""
+    """Voxels in canonical axis order, their grid, and the way back to the file's order.
 
-    array: NDArray[Any]
+    view : a NumPy array, or, of a lazy volume, what reads its regions.
+    """
+
+    view: View
     grid: Grid
     reorientation: Reorientation
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """All voxels."""
+        return read(self.view)
 
     @classmethod
     def of(cls, volume: xr.DataArray) -> CanonicalVolume:
         """Bring a volume into canonical order, exactly."""
         grid = grid_of(volume)
         turn = Reorientation.to_canonical(grid.affine, grid.shape)
-        array = turn.apply(values_of(volume))
-        shape = (array.shape[0], array.shape[1], array.shape[2])
-        return cls(array, Grid(shape, turn.affine(affine_of(volume))), turn)
+        view = view_of(volume)
+        turned = turn.apply(view) if isinstance(view, np.ndarray) else Turned(view, turn)
+        x, y, z = turned.shape
+        return cls(turned, Grid((x, y, z), turn.affine(affine_of(volume))), turn)
 
 
 def placed(source: View, grid: Grid, target: Grid, align: Align) -> View:

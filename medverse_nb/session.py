@@ -42,6 +42,7 @@ from .placement import CanonicalVolume
 from .prediction import Prediction, recorded_steps
 from .regions import read
 from .tuning import Tuning, tune_on_pairs
+from .views import mapped
 from .volume import values_of, with_data
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
@@ -241,7 +242,7 @@ class ICLSession:
             volume = read_volume(target, affine)
             known = None if truth is None else self._read_truth(truth, volume)
         canonical = CanonicalVolume.of(volume)
-        scale = quantile_scale(canonical.array)
+        scale = quantile_scale(canonical.view)
         steps = self._run(canonical, scale, specs, on_progress)
         seconds = time.perf_counter() - started
         probability, image = self._on_target_grid(steps[-1], volume, canonical, specs)
@@ -375,8 +376,8 @@ class ICLSession:
     ) -> list[Step]:
         """Run the network over all scales, for all classes or for the image task."""
         wanted: list[Values] = [*(spec.values for spec in specs)] or [None]
-        target = scale.apply(canonical.array)
-        inputs = PairInputs(target, canonical.grid, self.context.pairs, self.align, wanted)
+        scan = mapped(canonical.view, scale.apply)
+        inputs = PairInputs(scan, canonical.grid, self.context.pairs, self.align, wanted)
 
         def report(number: int, scales: int, done: int, count: int) -> None:
             if on_progress:

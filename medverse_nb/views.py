@@ -7,17 +7,65 @@ views, hold no voxels of their own and can be pickled as far as their sources ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
+import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Affine, Reorientation, Shape
-from .intensity import IntensityScale
 from .regions import Region, View, read
 from .resampling import FloatArray, resample_affine, resample_axes, resize_map
+
+_known: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+
+def as_dask(view: View, chunks: Sequence[int]) -> da.Array:
+    """Return a dask array (X, Y, Z) of a view; `Lazy` of it reads the view itself."""
+    array = da.from_array(_Typed(view), chunks=tuple(chunks), asarray=True)
+    _known[array.name] = view
+    return array
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """A view that says what numbers it holds, as dask asks."""
+
+    source: View
+    ndim = 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        x, y, z = (slice(0, min(1, side)) for side in self.shape)
+        return read(self.source, (x, y, z)).dtype
+
+    def __getitem__(self, region: Region) -> NDArray[Any]:
+        return read(self.source, region)
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A dask array, read by region in the calling thread."""
+
+    array: da.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def __getitem__(self, region: Region) -> NDArray[Any]:
+        view = _known.get(self.array.name)  # spares a graph a region
+        if view is not None:
+            return read(view, region)
+        return np.asarray(self.array[region].compute(scheduler="synchronous"))
 
 
 @dataclass(frozen=True)
@@ -44,47 +92,36 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class Scaled:
-    """A volume scaled to [0, 1]."""
+class Mapped:
+    """A volume with a function of single voxels applied."""
 
     source: View
-    scale: IntensityScale
+    function: Callable[[NDArray[Any]], NDArray[Any]]
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.source.shape
 
-    def __getitem__(self, region: Region) -> FloatArray:
-        return self.scale.apply(read(self.source, region))
+    def __getitem__(self, region: Region) -> NDArray[Any]:
+        return self.function(read(self.source, region))
 
 
-@dataclass(frozen=True)
-class Members:
-    """The mask of some label values."""
-
-    source: View
-    values: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    def __getitem__(self, region: Region) -> FloatArray:
-        return np.isin(read(self.source, region), self.values).astype(np.float32)
+def members(view: View, values: Sequence[int]) -> View:
+    """Return the mask of some label values."""
+    return Mapped(view, partial(_is_member, values=tuple(values)))
 
 
-@dataclass(frozen=True)
-class Clipped:
-    """A volume with its values kept in [0, 1]."""
+def clipped(view: View) -> View:
+    """Return the volume with its values kept in [0, 1]."""
+    return Mapped(view, _clip)
 
-    source: View
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
+def _is_member(labels: NDArray[Any], values: tuple[int, ...]) -> FloatArray:
+    return np.isin(labels, values).astype(np.float32)
 
-    def __getitem__(self, region: Region) -> FloatArray:
-        return np.clip(read(self.source, region), 0, 1).astype(np.float32, copy=False)
+
+def _clip(volume: NDArray[Any]) -> FloatArray:
+    return np.clip(volume, 0, 1).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -149,6 +186,11 @@ class Part:
 
     def __getitem__(self, region: Region) -> NDArray[Any]:
         return np.asarray(self.source[(self.index, *region)])
+
+
+def mapped(view: View, function: Callable[[NDArray[Any]], NDArray[Any]]) -> View:
+    """Apply a function of single voxels: at once in memory, else where the volume is read."""
+    return function(view) if isinstance(view, np.ndarray) else Mapped(view, function)
 
 
 def resized(view: View, shape: Shape) -> View:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from .errors import GeometryError
 from .geometry import Affine, Grid, check_affine, spacing_of
+from .regions import View
+from .views import Lazy
 
 DIMS = ("x", "y", "z")
 
@@ -104,6 +106,16 @@ def grid_of(volume: xr.DataArray) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine_of(volume))
 
 
+def is_lazy(volume: xr.DataArray) -> bool:
+    """Whether the voxels are a dask array, read from their source only when asked for."""
+    return not isinstance(volume.data, np.ndarray)
+
+
+def view_of(volume: xr.DataArray) -> View:
+    """Return the voxels as something to be read by region; no voxel is read."""
+    return Lazy(volume.data) if is_lazy(volume) else values_of(volume)
+
+
 def values_of(volume: xr.DataArray) -> NDArray[Any]:
-    """Return the voxels as a NumPy array."""
+    """Return all voxels as a NumPy array."""
     return np.asarray(volume.values)

@@ -73,6 +73,11 @@ def draw_arrays(shape, pairs=3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return draw(*shape, seed=1), draw(pairs, *shape, seed=2), draw(pairs, *shape, seed=3)
 
 
+def resize_all(array, shape) -> np.ndarray:
+    """Resize a volume, or each of a stack."""
+    return resize(array, shape) if array.ndim == 3 else np.stack([resize(a, shape) for a in array])
+
+
 def run_arrays(stub, target, image, label, settings, **options) -> list[SimpleNamespace]:
     """Run arrays and return every step with its voxels read."""
     steps = run(stub, take_arrays(stub, target, image, label, settings), settings, **options)
@@ -375,7 +380,7 @@ def test_two_scales_by_hand_on_a_real_network():
     torch.manual_seed(0)
     network = ICLNetwork(NetworkConfig(channels=(4, 4), window=8, output="sigmoid")).eval()
     target, image, label = draw_arrays((16, 16, 16), pairs=2)
-    coarse = [torch.from_numpy(resize(a, (8, 8, 8))) for a in (target, image, label)]
+    coarse = [torch.from_numpy(resize_all(a, (8, 8, 8))) for a in (target, image, label)]
     first = network(coarse[0][None, None], coarse[1][None, :, None], coarse[2][None, :, None])
     fed = [
         torch.from_numpy(resize(a, (16, 16, 16))) for a in (coarse[0].numpy(), first[0, 0].numpy())
@@ -516,7 +521,7 @@ def test_neuroverse3d_has_one_scale_over_the_whole_volume():
     assert [call.sides for call in stub.calls] == [(1, 1, 8, 8, 8)]
     assert not stub.calls[0].fed
     assert len(steps) == 1
-    small = [resize(a, (8, 8, 8)) for a in (target, image, label)]
+    small = [resize_all(a, (8, 8, 8)) for a in (target, image, label)]
     expected = resize(2 * small[0] - small[1].mean(0) * small[2].max(0), target.shape)
     assert np.abs(steps[0].prediction - expected).max() < 1e-5
     assert np.array_equal(steps[0].image, target)

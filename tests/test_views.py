@@ -10,15 +10,18 @@ from medverse_nb.intensity import IntensityScale
 from medverse_nb.regions import read
 from medverse_nb.resampling import resample_affine, resize
 from medverse_nb.views import (
-    Clipped,
-    Members,
+    Lazy,
+    Mapped,
     Padded,
     Part,
     Placed,
     Resized,
-    Scaled,
     Turned,
+    as_dask,
+    clipped,
     crop,
+    mapped,
+    members,
 )
 
 VOLUME = np.random.default_rng(0).random((9, 7, 11), dtype=np.float32)
@@ -41,9 +44,12 @@ def turn_of(codes: str, shape=VOLUME.shape) -> Reorientation:
 
 VIEWS = {
     "turned": (Turned(VOLUME, turn_of("PIR")), turn_of("PIR").apply(VOLUME)),
-    "scaled": (Scaled(VOLUME, IntensityScale(0.2, 0.7)), IntensityScale(0.2, 0.7).apply(VOLUME)),
-    "members": (Members(LABELS, (1, 3)), np.isin(LABELS, (1, 3)).astype(np.float32)),
-    "clipped": (Clipped(3 * VOLUME - 1), np.clip(3 * VOLUME - 1, 0, 1)),
+    "scaled": (
+        Mapped(VOLUME, IntensityScale(0.2, 0.7).apply),
+        IntensityScale(0.2, 0.7).apply(VOLUME),
+    ),
+    "members": (members(LABELS, (1, 3)), np.isin(LABELS, (1, 3)).astype(np.float32)),
+    "clipped": (clipped(3 * VOLUME - 1), np.clip(3 * VOLUME - 1, 0, 1)),
     "smaller": (Resized(VOLUME, (5, 6, 4)), resize(VOLUME, (5, 6, 4))),
     "larger": (Resized(VOLUME, (12, 7, 30)), resize(VOLUME, (12, 7, 30))),
     "corners": (
@@ -60,8 +66,9 @@ VIEWS = {
     ),
     "padded": (Padded(VOLUME, (12, 7, 13)), np.pad(VOLUME, ((0, 3), (0, 0), (0, 2)))),
     "part": (Part(np.stack([VOLUME, VOLUME + 1]), 1), VOLUME + 1),
+    "lazy": (Lazy(da.from_array(VOLUME, chunks=4)), VOLUME),
     "stacked": (
-        Resized(Scaled(Turned(VOLUME, turn_of("ALS")), IntensityScale(0, 2)), (5, 5, 5)),
+        Resized(Mapped(Turned(VOLUME, turn_of("ALS")), IntensityScale(0, 2).apply), (5, 5, 5)),
         resize(IntensityScale(0, 2).apply(turn_of("ALS").apply(VOLUME)), (5, 5, 5)),
     ),
 }
@@ -106,7 +113,7 @@ class Counting:
 @pytest.mark.parametrize("make", [lambda v: Turned(v, turn_of("PIR")), lambda v: v])
 def test_only_the_voxels_behind_a_region_are_read(make):
     source = Counting(VOLUME)
-    view = Resized(Scaled(make(source), IntensityScale(0, 1)), (18, 14, 22))
+    view = Resized(Mapped(make(source), IntensityScale(0, 1).apply), (18, 14, 22))
     read(view, (slice(0, 2), slice(0, 2), slice(0, 2)))
     assert source.largest <= 4**3
 
@@ -132,3 +139,22 @@ def test_a_crop_is_zero_beyond_the_end():
     assert np.array_equal(box[:2, :2, :2], VOLUME[7:, 5:, 9:])
     assert box.sum() == pytest.approx(VOLUME[7:, 5:, 9:].sum())
     assert not crop(VOLUME, (9, 7, 11), (2, 2, 2)).any()
+
+
+def test_a_dask_array_of_a_view_is_read_without_a_graph(monkeypatch):
+    source = Counting(VOLUME)
+    lazy = as_dask(Resized(source, (18, 7, 11)), (8, 8, 8))
+    assert lazy.dtype == np.float32
+    assert np.allclose(lazy.compute(), resize(VOLUME, (18, 7, 11)))
+    monkeypatch.setattr(da.Array, "compute", None)
+    assert np.allclose(read(Lazy(lazy)), resize(VOLUME, (18, 7, 11)))
+    source.largest = 0
+    read(Lazy(lazy), (slice(0, 2), slice(0, 1), slice(0, 1)))
+    assert source.largest <= 4 * 3 * 3
+
+
+def test_a_function_of_an_array_is_applied_at_once():
+    assert isinstance(mapped(VOLUME, np.negative), np.ndarray)
+    view = mapped(Turned(VOLUME, turn_of("RAS")), np.negative)
+    assert isinstance(view, Mapped)
+    assert np.array_equal(read(view), -VOLUME)

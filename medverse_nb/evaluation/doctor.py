@@ -167,7 +167,7 @@ def check_duplicates(exam: Exam) -> Iterator[Finding]:
     if exam.target is None:
         return
     volume = CanonicalVolume.of(exam.target)
-    same = seen.get(content_hash(volume.array, volume.grid))
+    same = seen.get(content_hash(volume.view, volume.grid))
     if same:
         yield Finding(
             "warning", "target-in-context", same, "the target is this pair's own image",

@@ -44,7 +44,7 @@ def score_pairs(
             for values in wanted
             if (truth := read(target.label_on(scan.grid, align, values))).any() or values is None
         ]
-        inputs = PairInputs(scan.array, scan.grid, others, align, [values for values, _ in asked])
+        inputs = PairInputs(scan.view, scan.grid, others, align, [values for values, _ in asked])
         answers = run(network, inputs, settings)[-1].predictions if asked else ()
         for (values, truth), view in zip(asked, answers, strict=True):
             answer = read(view)

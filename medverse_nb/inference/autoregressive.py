@@ -16,7 +16,7 @@ from ..geometry import Shape
 from ..model.network import ICLNetwork
 from ..regions import View, read
 from ..resampling import FloatArray
-from ..views import Clipped, Part
+from ..views import Part, clipped
 from .crops import ScaleVolumes
 from .engine import Scheduler, run_scale
 from .inputs import ArrayInputs, Inputs
@@ -153,7 +153,7 @@ def _feedback(recipe: Recipe, last: Step, shape: Shape) -> tuple[View, list[View
     """Return the coarser scale's image and its predictions, enlarged."""
     return (
         recipe.resize(last.image, shape),
-        [Clipped(recipe.resize(prediction, shape)) for prediction in last.predictions],
+        [clipped(recipe.resize(prediction, shape)) for prediction in last.predictions],
     )
 
 
