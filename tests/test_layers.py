@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # A unit is a module or folder right under the package; units on one line may not form a circle.
 LAYERS = (
     {"errors"},
+    {"files"},
     {"geometry", "regions", "resampling", "intensity", "views"},
     {"volume"},
-    {"io"},
+    {"dicom"},
+    {"zarr_files", "io"},
     {"classes", "placement", "context"},
     {"model"},
     {"inference"},

@@ -22,10 +22,11 @@ from .engine import Scheduler, run_scale
 from .inputs import ArrayInputs, Inputs
 from .recipe import Compat, Recipe, Settings, choose_recipe
 from .runner import WindowRunner
+from .storage import MemoryStore, Store
 from .windows import Window, plan_windows
 
 OnProgress = Callable[[int, int, int, int], None]  # scale, scales, windows done, windows
-Storage = Callable[[int, tuple[int, ...]], Any]  # scale, shape to an array that can be written
+Storage = Callable[[int, tuple[int, ...], Shape], Store]  # scale, shape and a window's sides
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def take_arrays(
     return ArrayInputs(target, image, label, choose_recipe(model.config, target.shape, settings))
 
 
-def in_memory(_scale: int, shape: tuple[int, ...]) -> FloatArray:
+def in_memory(_scale: int, shape: tuple[int, ...], _sides: Shape) -> Store:
     """Keep a scale's answer in memory."""
-    return np.empty(shape, np.float32)
+    return MemoryStore(shape)
 
 
 def run(
@@ -130,7 +131,7 @@ def run(
             _feedback(recipe, steps[-1], working) if steps else None,
         ).kept()
         windows = plan_windows(working, recipe.window, settings.overlap)
-        store = storage(scale, (len(volumes.labels), *working))
+        store = storage(scale, (len(volumes.labels), *working), windows[0].sides)
 
         def report(done: int, count: int, scale: int = scale) -> None:
             if on_progress:
@@ -142,10 +143,10 @@ def run(
     return steps
 
 
-def _step(recipe: Recipe, scale: int, seen: View, store: Any, windows: list[Window]) -> Step:
+def _step(recipe: Recipe, scale: int, seen: View, store: Store, windows: list[Window]) -> Step:
     """Return a finished scale at its own shape, which may not be what its windows ran on."""
     level = recipe.level(scale)
-    answers = tuple(recipe.resize(Part(store, k), level) for k in range(len(store)))
+    answers = tuple(recipe.resize(Part(store, k), level) for k in range(store.shape[0]))
     return Step(scale, recipe.resize(seen, level), answers, tuple(windows))
 
 

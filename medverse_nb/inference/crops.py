@@ -34,12 +34,12 @@ class ScaleVolumes:
         x, y, z = self.target.shape
         return x, y, z
 
-    def kept(self, largest: int = LARGEST_KEPT) -> ScaleVolumes:
-        """Return the same volumes in memory where they all fit in `largest` bytes."""
+    def kept(self) -> ScaleVolumes:
+        """Return the same volumes in memory where they all fit in `LARGEST_KEPT` bytes."""
         count = 1 + len(self.images) + sum(map(len, self.labels))
         if self.feedback:
             count += 1 + len(self.feedback[1])
-        if 4 * count * np.prod(self.shape, dtype=np.int64) > largest:
+        if 4 * count * np.prod(self.shape, dtype=np.int64) > LARGEST_KEPT:
             return self
         return ScaleVolumes(
             read(self.target),

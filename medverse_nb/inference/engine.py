@@ -20,6 +20,7 @@ from ..resampling import FloatArray
 from .blending import blend
 from .crops import Crops, ScaleVolumes
 from .runner import WindowRunner
+from .storage import Store
 from .windows import Window
 
 WINDOWS_A_CHUNK = 4  # along each axis
@@ -33,12 +34,12 @@ def run_scale(
     runner: WindowRunner,
     volumes: ScaleVolumes,
     windows: Sequence[Window],
-    store: Any,
+    store: Store,
     batch: int,
     on_windows: OnWindows | None = None,
     scheduler: Scheduler | None = None,
 ) -> None:
-    """Predict all windows of a scale and blend them into `store` (K, X, Y, Z).
+    """Predict the windows of a scale and blend them into `store`; finished chunks stay.
 
     scheduler : gets a Dask graph and its keys; None runs threads of this process.
     """
@@ -64,26 +65,31 @@ def plan_graph(
     shape: Shape,
     batch: int,
     predict: Callable[[Sequence[Window]], FloatArray],
-    store: Any,
+    store: Store,
 ) -> tuple[Graph, list[Any]]:
-    """Return the graph of a scale and the keys that complete it, one for each chunk."""
+    """Return the graph of a scale and the keys that complete it, one for each missing chunk."""
     batches = [tuple(windows[i : i + batch]) for i in range(0, len(windows), batch)]
-    graph: Graph = {("tiles", i): (predict, list(chosen)) for i, chosen in enumerate(batches)}
+    graph: Graph = {}
 
-    def write(region: Region, numbers: Sequence[int], tiles: Sequence[FloatArray]) -> None:
+    def finish(
+        number: int, region: Region, numbers: Sequence[int], tiles: Sequence[FloatArray]
+    ) -> None:
         pairs = [
             (window, tile)
-            for number, answers in zip(numbers, tiles, strict=True)
-            for window, tile in zip(batches[number], np.moveaxis(answers, 1, 0), strict=True)
+            for i, answers in zip(numbers, tiles, strict=True)
+            for window, tile in zip(batches[i], np.moveaxis(answers, 1, 0), strict=True)
             if window.reaches(region)
         ]
-        store[(slice(None), *region)] = blend(region, pairs)
+        store.write(number, (slice(None), *region), blend(region, pairs))
 
     keys = []
     for number, region in enumerate(plan_chunks(shape, windows[0].sides)):
+        if store.has(number):
+            continue
         over = [i for i, chosen in enumerate(batches) if any(w.reaches(region) for w in chosen)]
         keys.append(("chunk", number))
-        graph[keys[-1]] = (write, region, over, [("tiles", i) for i in over])
+        graph |= {("tiles", i): (predict, list(batches[i])) for i in over}
+        graph[keys[-1]] = (finish, number, region, over, [("tiles", i) for i in over])
     return graph, keys
 
 
