@@ -694,7 +694,8 @@ def test_a_run_starts_from_weights_and_with_the_seed_it_is_given(train, tmp_path
     chance_weights = ICLModule(config_with(seed=5), minutes=1).network
     assert not same(parameters_of(other), parameters_of(chance_weights))
     notes = read_notes(second)["training"]
-    assert notes.startswith("from toy, 2 steps")
+    assert notes.startswith("from toy (4 steps, 0 minutes, 1 workers on cpu, seed 1, ")
+    assert "), 2 steps, " in notes
     assert "seed 5" in notes
 
 

@@ -25,8 +25,8 @@ from ..errors import InputError, OutputError
 from ..io import check_writable
 from ..model.device import choose_device, choose_precision
 from ..model.network import ICLNetwork
-from ..model.registry import load_model
-from ..model.weights import save_network
+from ..model.registry import find_weights, load_model
+from ..model.weights import read_notes, save_network
 from ..tasks.draw import TaskDraw, stack_tasks
 from ..tasks.scenes import Mixture
 from .config import TrainingConfig
@@ -318,7 +318,7 @@ def export(module: ICLModule, run: Run, trained_on: str) -> None:
     """Write the averaged weights in half precision, with how they came about."""
     network = module.average.module
     assert isinstance(network, ICLNetwork)
-    begun = f"from {Path(run.initial_weights).stem}, " if run.initial_weights else ""
+    begun = f"from {describe_initial(run.initial_weights)}, " if run.initial_weights else ""
     save_network(
         network,
         run.weights,
@@ -330,3 +330,11 @@ def export(module: ICLModule, run: Run, trained_on: str) -> None:
             f"seed {run.config.seed}, torch {version('torch')}; {run.config.description.strip()}"
         ),
     )
+
+
+def describe_initial(source: str) -> str:
+    """Name weights that a run started from, and how they came about if the file tells."""
+    path = find_weights(source)
+    notes = read_notes(path) if path.suffix == ".safetensors" else {}
+    how = notes.get("training", "").split(";")[0]
+    return f"{path.stem} ({how})" if how else path.stem
