@@ -10,6 +10,7 @@ from torch import nn
 from medverse_nb.errors import InputError, WeightsError
 from medverse_nb.model.attention import (
     BlockwiseCrossAttention,
+    block_shares,
     from_blocks,
     pool_blocks,
     sincos_positions,
@@ -369,6 +370,18 @@ def test_pooling_is_the_mean_of_each_block(partition):
     x = draw(2, 3, 4, 8, 12)
     blocks = to_blocks(x, 4, partition).view(2, 64, 3, 6)  # (c x y z): channels outermost
     assert torch.allclose(pool_blocks(x, 4, partition), blocks.mean(-1), atol=1e-12)
+    flat = x.to(memory_format=torch.channels_last_3d)
+    assert torch.allclose(pool_blocks(flat, 4, partition), blocks.mean(-1), atol=1e-12)
+
+
+def test_pooling_in_inference_does_not_spoil_training():
+    block_shares.cache_clear()
+    x = torch.rand(1, 2, 8, 8, 8)
+    with torch.inference_mode():
+        pool_blocks(x, 4, "contiguous")
+    x.requires_grad_()
+    pool_blocks(x, 4, "contiguous").sum().backward()
+    assert torch.allclose(x.grad, torch.full_like(x, 1 / 8))
 
 
 def test_positions_by_hand():
