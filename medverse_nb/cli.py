@@ -119,7 +119,7 @@ def predict(
 ) -> None:
     """Predict scans from labelled ones; with known labels, the Dice is told too."""
     from .cohort import mean_scores, plan_cohort, predict_cohort
-    from .io import check_writable
+    from .files import check_writable
     from .session import ICLSession
 
     wanted = parse_classes(classes)
@@ -298,7 +298,7 @@ def _print_json(value: object) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    from .io import write_atomically
+    from .files import write_atomically
 
     text = json.dumps(value, indent=2)
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from .classes import Classes
 from .context import by_name, case_name, find_pairs, list_volumes
+from .dicom import holds_dicom
 from .errors import ContextError, InputError, MedverseError, OutputError
 from .session import ICLSession
 
@@ -47,7 +48,8 @@ def plan_cohort(
 
     Parameters
     ----------
-    targets : files, folders, or both. A file named here is kept out of the context.
+    targets : files, folders of files, DICOM folders, in any mixture. A file or DICOM folder
+        named here is kept out of the context.
     images, labels : the labelled folders in nnU-Net layout.
     context_size : L; None takes every labelled case that is not a target.
     limit : at most so many cases, in name order.
@@ -65,8 +67,9 @@ def plan_cohort(
     for target in targets:
         if not target.exists():
             raise InputError(f"{target.name}: no such file or folder: {target}")
-    explicit = {case_name(target) for target in targets if not target.is_dir()}
-    listed = [p for t in targets for p in (list_volumes(t) if t.is_dir() else [t])]
+    scans = {target: _scans_in(target) for target in targets}
+    explicit = {case_name(target) for target in targets if scans[target] == [target]}
+    listed = [path for target in targets for path in scans[target]]
     files = by_name({path.absolute(): path for path in listed}.values(), case_name)
     pool = [name for name in pairs if name not in explicit]
     if context_size is None:
@@ -88,6 +91,17 @@ def plan_cohort(
         )
     cases = [Case(n, files[n], pairs[n][1] if n in pairs else None) for n in left[:limit]]
     return Plan(context, cases)
+
+
+def _scans_in(target: Path) -> list[Path]:
+    """Return a folder's NIfTI files, or the target itself: a file or a DICOM folder."""
+    if target.is_dir():
+        try:
+            return list_volumes(target)
+        except ContextError:
+            if not holds_dicom(target):
+                raise
+    return [target]
 
 
 def predict_cohort(

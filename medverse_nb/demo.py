@@ -9,7 +9,7 @@ from typing import Any
 
 from .classes import Classes
 from .datasets import DemoCase, demo_cohort, phantom_cohort
-from .io import check_writable, write_atomically
+from .files import check_writable, write_atomically
 from .prediction import Prediction
 from .session import ICLSession
 

@@ -27,3 +27,9 @@ class OutputError(MedverseError, OSError):
 
 class NotBuiltYet(MedverseError, NotImplementedError):
     """Part of the public contract that an open issue still owes."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, cut to a readable length."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

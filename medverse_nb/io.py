@@ -1,4 +1,4 @@
-"""The only place that reads or writes image files.
+"""The place that reads and writes image files, DICOM in `dicom` included.
 
 Whatever comes in leaves as a `DataArray` of `volume`; whatever goes out is written to a
 temporary name beside its place and renamed, so that no half-written file is ever left.
@@ -10,7 +10,6 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +20,24 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from .errors import GeometryError, InputError, MedverseError, NotBuiltYet, OutputError
+from .dicom import read_dicom
+from .errors import (
+    GeometryError,
+    InputError,
+    MedverseError,
+    NotBuiltYet,
+    OutputError,
+    first_line,
+)
+from .files import check_writable, write_atomically
 from .volume import affine_of, make_volume, values_of
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-READABLE = "a NIfTI file (.nii, .nii.gz), .npy, a nibabel image, a DataArray or a NumPy array"
+READABLE = (
+    "a NIfTI file (.nii, .nii.gz), .npy, a DICOM folder, a nibabel image, a DataArray or a NumPy "
+    "array"
+)
+ZARR_MARKS = (".zarray", ".zgroup", "zarr.json")
 GRID_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
     "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
@@ -44,8 +56,8 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
 
     Parameters
     ----------
-    source : path to NIfTI or `.npy`, nibabel image, `DataArray` of this package, or
-        array (X, Y, Z).
+    source : path to NIfTI or `.npy`, folder with one DICOM series (`dicom.read_dicom`),
+        nibabel image, `DataArray` of this package, or array (X, Y, Z).
     affine : (4, 4) voxel-to-RAS mm, only for `.npy` and arrays; a `.npy` may have a
         sidecar `NAME.affine.npy`. Without one: unit spacing and a warning.
     name : shown in messages; defaults to the file's name.
@@ -75,18 +87,18 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
-    """Return a file's name without `.nii.gz`, `.nii` or `.npy`."""
-    name = Path(path).name
-    for suffix in (".nii.gz", ".nii", ".npy"):
+    """Return a file's name without `.nii.gz`, `.nii`, `.npy` or `.dcm`, or a folder's name."""
+    name = _last_name(Path(path))
+    for suffix in (".nii.gz", ".nii", ".npy", ".dcm"):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
 
 
 def name_of(source: Source) -> str:
-    """Return a short name for a source: its file's without extension, or "volume"."""
+    """Return a short name for a source: its file's without extension, its folder's, or "volume"."""
     if isinstance(source, (str, os.PathLike)):
-        return stem_of(source)
+        return stem_of(source) or "volume"
     if isinstance(source, xr.DataArray):
         return stem_of(str(source.name or "volume"))
     if isinstance(source, nib.spatialimages.SpatialImage):
@@ -95,15 +107,15 @@ def name_of(source: Source) -> str:
 
 
 def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
-    name = name or path.name
+    name = name or _last_name(path) or "volume"
     if path.is_dir():
-        raise NotBuiltYet(
-            f"{path} is a folder: DICOM and zarr come with the engine issue; give {READABLE}"
-        )
+        return _read_folder(path, affine, name)
     if not path.exists():
         raise InputError(f"{name}: no such file: {path}")
     if path.name.lower().endswith(".npy"):
         return _from_array(_load_npy(path, name), _sidecar_affine(path, affine), name)
+    if path.name.lower().endswith(".dcm"):
+        raise InputError(f"{name}: one DICOM file; give the folder that holds its series")
     if not path.name.lower().endswith(NIFTI_SUFFIXES):
         raise InputError(f"{name}: unknown kind of file; give {READABLE}")
     _refuse_affine(affine, "a NIfTI file")
@@ -114,9 +126,21 @@ def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
     except MedverseError:
         raise
     except (ImageFileError, HeaderDataError) as error:
-        raise InputError(f"{name}: not a NIfTI image ({_first_line(error)})") from error
+        raise InputError(f"{name}: not a NIfTI image ({first_line(error)})") from error
     except DAMAGE as error:
-        raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
+        raise InputError(f"{name}: damaged or cut short ({first_line(error)})") from error
+
+
+def _last_name(path: Path) -> str:
+    """Return the last part of a path, also of "." and "..", which stand for a folder."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
+def _read_folder(path: Path, affine: Any, name: str) -> xr.DataArray:
+    if path.name.lower().endswith(".zarr") or any((path / mark).exists() for mark in ZARR_MARKS):
+        raise NotBuiltYet(f"{path} is a zarr folder: zarr comes with the engine issue")
+    _refuse_affine(affine, "a DICOM folder")
+    return _finite_volume(read_dicom(path, name), name)
 
 
 def _check_length(image: nib.spatialimages.SpatialImage, path: Path, name: str) -> None:
@@ -128,11 +152,6 @@ def _check_length(image: nib.spatialimages.SpatialImage, path: Path, name: str) 
             f"{name}: damaged or cut short (the header promises {promised} bytes of voxels for "
             f"shape {image.shape}, the file has {path.stat().st_size})"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def _file_name(image: nib.spatialimages.SpatialImage) -> str | None:
@@ -153,9 +172,9 @@ def _load_npy(path: Path, name: str) -> NDArray[Any]:
             raise InputError(
                 f"{name}: refused, the .npy holds pickled objects, not numbers"
             ) from error
-        raise InputError(f"{name}: damaged or not a .npy file ({_first_line(error)})") from error
+        raise InputError(f"{name}: damaged or not a .npy file ({first_line(error)})") from error
     except (EOFError, OSError) as error:
-        raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
+        raise InputError(f"{name}: damaged or cut short ({first_line(error)})") from error
     if not isinstance(loaded, np.ndarray):
         raise InputError(f"{name}: an archive of arrays, not one array")
     return loaded
@@ -185,7 +204,7 @@ def _from_nibabel(image: nib.spatialimages.SpatialImage, name: str) -> xr.DataAr
     try:
         data = np.asanyarray(image.dataobj)
     except DAMAGE as error:  # nibabel reads late
-        raise InputError(f"{name}: damaged or cut short ({_first_line(error)})") from error
+        raise InputError(f"{name}: damaged or cut short ({first_line(error)})") from error
     header = image.header
     attrs: dict[str, Any] = {}
     if isinstance(header, nib.Nifti1Header):
@@ -289,39 +308,10 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     """Return `path` if a volume could be written there, else raise `OutputError`."""
     path = Path(path)
     if not path.name.lower().endswith((*NIFTI_SUFFIXES, ".npy")):
-        raise OutputError(f"{path}: results are written as .nii, .nii.gz or .npy")
+        raise OutputError(
+            f"{path}: results are written as .nii, .nii.gz or .npy, masks of DICOM series also as .dcm"
+        )
     return check_writable(path)
-
-
-def check_writable(path: Path) -> Path:
-    """Return `path` if a file could be made there, else raise `OutputError`; makes nothing."""
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, not a folder")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"{path}: no permission to write there")
-    return path
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Call `write` with a temporary path of the same suffix, then rename it to `path`.
-
-    Missing folders are made. On any failure, Ctrl-C included, the temporary file is
-    removed and `path` is untouched.
-    """
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
-    return path
 
 
 def _to_nifti(

@@ -17,11 +17,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .classes import ClassSpec
+from .dicom import write_dicom_seg
 from .errors import ContextError, InputError, NotBuiltYet
+from .files import check_writable, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.windows import Window
-from .io import check_output, check_writable, stem_of, write_atomically, write_volume
+from .io import check_output, stem_of, write_volume
 from .regions import read
 from .volume import affine_of, make_volume, values_of, with_data
 
@@ -152,18 +154,31 @@ class Prediction:
     def write(self, path: str | Path) -> Path:
         """Write the answer on the target file's own grid, and `NAME.json` beside it.
 
-        The JSON sidecar holds class names and colours, statistics and the manifest.
+        `.nii`, `.nii.gz` and `.npy` take any answer; `.dcm` is a DICOM Segmentation, for a
+        mask of a target that was read from a DICOM folder. The JSON sidecar holds class
+        names and colours, statistics and the manifest.
 
         Raises
         ------
         OutputError : the place cannot be written; nothing is left there.
+        InputError : `.dcm` for an image, or for a target that was no DICOM series.
         """
-        path = check_output(path)
+        as_dicom = Path(path).name.lower().endswith(".dcm")
+        path = check_writable(Path(path)) if as_dicom else check_output(path)
         sidecar = check_writable(path.with_name(stem_of(path) + ".json"))
-        written = write_volume(self.answer, path)
+        written = self._write_dicom(path) if as_dicom else write_volume(self.answer, path)
         text = json.dumps(self.to_dict(), indent=2)
         write_atomically(sidecar, lambda partial: partial.write_text(text, encoding="utf-8"))
         return written
+
+    def _write_dicom(self, path: Path) -> Path:
+        folder = self.target.attrs.get("dicom_folder")
+        if folder is None:
+            raise InputError(
+                f"{path.name}: a DICOM segmentation refers to the series it was made on, and "
+                f"{self.target.name} was not read from a DICOM folder; write .nii.gz instead"
+            )
+        return write_dicom_seg(self.mask, self.classes, Path(folder), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return classes, statistics, score and manifest as plain JSON values."""

@@ -9,15 +9,8 @@ import pytest
 
 from medverse_nb import io
 from medverse_nb.errors import GeometryError, InputError, MedverseError, NotBuiltYet, OutputError
-from medverse_nb.io import (
-    VolumeWarning,
-    check_output,
-    check_writable,
-    read_volume,
-    stem_of,
-    write_atomically,
-    write_volume,
-)
+from medverse_nb.files import check_writable, write_atomically
+from medverse_nb.io import VolumeWarning, check_output, read_volume, stem_of, write_volume
 from medverse_nb.volume import affine_of, make_volume
 
 SHAPE = (4, 5, 6)
@@ -229,8 +222,8 @@ def test_suffixes_in_any_case(tmp_path, name):
 
 
 def test_stems():
-    names = ("a/b.nii.gz", "b.nii", "b.NII.GZ", "b.npy", "b.tar.gz", "b.c.nii")
-    assert [stem_of(name) for name in names] == ["b", "b", "b", "b", "b.tar.gz", "b.c"]
+    names = ("a/b.nii.gz", "b.nii", "b.NII.GZ", "b.npy", "b.dcm", "b.tar.gz", "b.c.nii", "a/b/")
+    assert [stem_of(name) for name in names] == ["b", "b", "b", "b", "b", "b.tar.gz", "b.c", "b"]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -284,7 +277,7 @@ BAD = {
     "text-nii": (lambda t: write_bytes(t / "a.nii", b"patient,age\n" * 99), "not a NIfTI"),
     "empty-nii": (lambda t: write_bytes(t / "a.nii", b""), "a.nii"),
     "picture": (lambda t: write_bytes(t / "a.png", b"\x89PNG"), "unknown kind"),
-    "folder": (lambda t: t, "folder"),
+    "dicom": (lambda t: write_bytes(t / "IM01.dcm", b""), "give the folder"),
     "2D": (lambda t: saved(t / "a.nii", voxels(shape=(4, 5))), r"is 2D \(shape \(4, 5\)\)"),
     "5D": (lambda t: saved(t / "a.nii", voxels(shape=(4, 5, 6, 1, 3))), "is 5D"),
     "series": (lambda t: saved(t / "a.nii", voxels(shape=(4, 5, 6, 7))), "holds 7 volumes"),
@@ -304,9 +297,17 @@ BAD = {
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_files_are_our_error(tmp_path, make, message):
     path = make(tmp_path)
-    kind = NotBuiltYet if path == tmp_path else InputError
-    with pytest.raises(kind, match=message):
+    with pytest.raises(InputError, match=message):
         read_volume(path)
+
+
+@pytest.mark.parametrize("file", ["a/.zarray", "a/.zgroup", "a/zarr.json", "a.ZARR/0"])
+def test_a_zarr_folder_is_still_owed(tmp_path, file):
+    folder = (tmp_path / file).parent
+    folder.mkdir()
+    (tmp_path / file).touch()
+    with pytest.raises(NotBuiltYet, match="zarr"):
+        read_volume(folder)
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])

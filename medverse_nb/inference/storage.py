@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError
+from ..files import check_writable, write_atomically
 from ..geometry import Shape
-from ..io import check_writable, write_atomically
 from ..resampling import FloatArray
 from ..zarr_files import create_array, open_array
 

@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from ..errors import InputError, OutputError
-from ..io import check_writable
+from ..files import check_writable
 from ..model.device import choose_device, choose_precision
 from ..model.network import ICLNetwork
 from ..model.registry import find_weights, load_model
