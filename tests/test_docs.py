@@ -34,17 +34,23 @@ def test_a_typed_figure_is_noticed(tables):
     assert tables.render(typed, results) != typed
 
 
-def rows_of(name):
-    results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
-    return results[name]["rows"]
+def result_of(name):
+    return json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))[name]
 
 
 def test_hippocampus_rises_with_the_context_and_lies_above_the_mean_label():
-    rows = rows_of("hippocampus")
+    rows = result_of("hippocampus")["rows"]
     assert rows[-1]["dice"] > rows[0]["dice"]
     assert all(row["dice"] > row["mean_label_dice"] for row in rows)
 
 
-def test_every_structure_of_held_out_heads_lies_above_the_mean_label():
-    for name, row in rows_of("structures").items():
+@pytest.mark.parametrize("arrangement", ["by structure", "by brain"])
+def test_every_structure_of_held_out_heads_lies_above_the_mean_label(arrangement):
+    for name, row in result_of("structures")[arrangement]["rows"].items():
         assert row["dice"] > row["mean_label_dice"], name
+        assert row["swapped_dice"] < 0.2, name
+
+
+def test_restored_volumes_gain():
+    for name, row in result_of("image_tasks")["rows"].items():
+        assert row["psnr"] > row["spoilt_psnr"] + 4, name
