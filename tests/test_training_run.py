@@ -863,7 +863,7 @@ def test_validation_comes_when_due_and_costs_no_training_time(train, clock, tmp_
 def test_validation_scores_the_average_and_feeds_the_plateau(train, tmp_path, monkeypatch):
     scored = []
 
-    def noted(network, held_out, config):
+    def noted(network, held_out, config, precision):
         scored.append(parameters_of(network))
         return {"dice_1": 0.3, "dice_2": 0.5, "mean_label_1": 0.9, "psnr_gain_1": 7.0}
 

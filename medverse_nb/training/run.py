@@ -216,15 +216,15 @@ def open_logs(folder: Path) -> list[Logger]:
 
 
 class Checkpoints(ModelCheckpoint):
-    """Saves from time to time and on Ctrl-C, which all processes get.
+    """Saves from time to time, on Ctrl-C, which all processes get, and on an error.
 
-    Not on an error of one process: it would wait for the others, and they for it.
+    Not on an error of one process of several: it would wait for the others, and they for it.
     """
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        if not isinstance(exception, Exception):
+        if trainer.world_size == 1 or not isinstance(exception, Exception):
             super().on_exception(trainer, pl_module, exception)
 
 
