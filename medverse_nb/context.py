@@ -22,7 +22,7 @@ from .intensity import IntensityScale, quantile_scale
 from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
 from .placement import CanonicalVolume, placed
 from .regions import View, slabs
-from .views import Mapped, Turned, as_dask, mapped, members
+from .views import Mapped, as_dask, mapped, members, turned
 from .volume import affine_of, make_volume, view_of
 
 Task = Literal["segmentation", "image"]
@@ -163,11 +163,9 @@ def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple
     if ours.grid.shape == theirs.grid.shape and np.allclose(
         ours.grid.affine, theirs.grid.affine, atol=1e-2
     ):
-        turn = Reorientation.between(theirs.reorientation, ours.reorientation)
-        view = view_of(label)
-        if isinstance(view, np.ndarray):
-            return np.ascontiguousarray(turn.apply(view)), None
-        return Turned(view, turn), None
+        return turned(
+            view_of(label), Reorientation.between(theirs.reorientation, ours.reorientation)
+        ), None
     if label.shape == image.shape:
         return view_of(label), (
             "the label's affine differs from its image's; its voxels were taken in the image's order"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .geometry import Align, Grid, Reorientation, placement
 from .regions import Region, View, read
 from .resampling import FloatArray
-from .views import Placed, Turned
+from .views import Placed, turned
 from .volume import affine_of, grid_of, view_of
 
 
@@ -41,10 +41,9 @@ class CanonicalVolume:
         """Bring a volume into canonical order, exactly."""
         grid = grid_of(volume)
         turn = Reorientation.to_canonical(grid.affine, grid.shape)
-        view = view_of(volume)
-        turned = turn.apply(view) if isinstance(view, np.ndarray) else Turned(view, turn)
-        x, y, z = turned.shape
-        return cls(turned, Grid((x, y, z), turn.affine(affine_of(volume))), turn)
+        view = turned(view_of(volume), turn)
+        x, y, z = view.shape
+        return cls(view, Grid((x, y, z), turn.affine(affine_of(volume))), turn)
 
 
 def placed(source: View, grid: Grid, target: Grid, align: Align) -> View:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,17 +23,21 @@ class View(Protocol):
         """Return the voxels of a region, each slice with a start and a stop inside."""
 
 
+def bounds_of(shape: Sequence[int], region: Region | None) -> Region:
+    """Return a region with every start and stop inside `shape`; None is all of it."""
+    whole = region or (slice(None), slice(None), slice(None))
+    x, y, z = (slice(*s.indices(n)[:2]) for s, n in zip(whole, shape, strict=True))
+    return x, y, z
+
+
 def read(view: View, region: Region | None = None) -> NDArray[Any]:
     """Return the voxels of a region, or all of them, as a NumPy array."""
-    bounds = region or (slice(None), slice(None), slice(None))
-    x, y, z = (slice(*s.indices(n)[:2]) for s, n in zip(bounds, view.shape, strict=True))
-    return np.asarray(view[x, y, z])
+    return np.asarray(view[bounds_of(view.shape, region)])
 
 
 def slabs(view: View, region: Region | None = None) -> Iterator[NDArray[Any]]:
     """Go through a volume, or a region of it, along its first axis, a part of it at a time."""
-    bounds = region or (slice(None), slice(None), slice(None))
-    x, y, z = (slice(*s.indices(n)[:2]) for s, n in zip(bounds, view.shape, strict=True))
+    x, y, z = bounds_of(view.shape, region)
     rows = max(1, SLAB_VOXELS // max(1, (y.stop - y.start) * (z.stop - z.start)))
     for start in range(x.start, x.stop, rows):
         yield np.asarray(view[slice(start, min(start + rows, x.stop)), y, z])

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from . import regions
 from .geometry import Affine, Shape
-from .regions import Region, View, slabs
+from .regions import Region, View, bounds_of, slabs
 
 FloatArray = NDArray[np.float32]
 WHOLE_MARGIN_SIGMAS = 4.0
@@ -78,10 +78,8 @@ def resample_axes(volume: Any, maps: Sequence[AxisMap], region: Region | None = 
     maps : one for each of the three axes.
     region : the box of the result to compute; None for all of it.
     """
-    plans = []
-    for axis, axis_map in enumerate(maps):
-        start, stop, _ = (region[axis] if region else slice(None)).indices(axis_map.size_out)
-        plans.append(axis_map.weights(start, stop))
+    bounds = bounds_of([axis_map.size_out for axis_map in maps], region)
+    plans = [m.weights(b.start, b.stop) for m, b in zip(maps, bounds, strict=True)]
     x, y, z = (slice(first, first + w.shape[1]) for first, w in plans)
     weigh_x, weigh_y, weigh_z = (weights for _, weights in plans)
     parts = [
@@ -100,14 +98,19 @@ def _weigh(volume: NDArray[Any], weights: FloatArray, axis: int) -> NDArray[Any]
 
 
 def resize(
-    volume: View, shape: Shape, *, align_corners: bool = False, antialias: bool = True
+    volume: View,
+    shape: Shape,
+    *,
+    align_corners: bool = False,
+    antialias: bool = True,
+    region: Region | None = None,
 ) -> FloatArray:
-    """Resize a volume to `shape`."""
+    """Resize a volume to `shape`; `region` is the box of the result to compute."""
     maps = [
         resize_map(a, b, align_corners=align_corners, antialias=antialias)
         for a, b in zip(volume.shape, shape, strict=True)
     ]
-    return resample_axes(volume, maps)
+    return resample_axes(volume, maps, region)
 
 
 def resample_affine(
@@ -137,7 +140,7 @@ def resample_affine(
             for a, (n_in, n_out) in enumerate(zip(volume.shape, shape, strict=True))
         ]
         return resample_axes(volume, maps, region)
-    bounds = [(region[a] if region else slice(None)).indices(shape[a])[:2] for a in range(3)]
+    bounds = [(b.start, b.stop) for b in bounds_of(shape, region)]
     return _sample_oblique(volume, linear, offset, edge, bounds)
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Affine, Reorientation, Shape
-from .regions import Region, View, read
-from .resampling import FloatArray, resample_affine, resample_axes, resize_map
+from .regions import Region, View, bounds_of, read
+from .resampling import FloatArray, resample_affine, resize
 
 _known: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -83,11 +83,10 @@ class Turned:
     def __getitem__(self, region: Region) -> NDArray[Any]:
         behind = [slice(None)] * 3
         for axis, flipped, here in zip(
-            self.turn.source_axes, self.turn.flipped, region, strict=True
+            self.turn.source_axes, self.turn.flipped, bounds_of(self.shape, region), strict=True
         ):
-            start, stop, _ = here.indices(self.source.shape[axis])
             size = self.source.shape[axis]
-            behind[axis] = slice(size - stop, size - start) if flipped else slice(start, stop)
+            behind[axis] = slice(size - here.stop, size - here.start) if flipped else here
         return self.turn.apply(read(self.source, (behind[0], behind[1], behind[2])))
 
 
@@ -134,11 +133,13 @@ class Resized:
     antialias: bool = True
 
     def __getitem__(self, region: Region) -> FloatArray:
-        maps = [
-            resize_map(a, b, align_corners=self.align_corners, antialias=self.antialias)
-            for a, b in zip(self.source.shape, self.shape, strict=True)
-        ]
-        return resample_axes(self.source, maps, region)
+        return resize(
+            self.source,
+            self.shape,
+            align_corners=self.align_corners,
+            antialias=self.antialias,
+            region=region,
+        )
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,10 @@ class Padded:
     shape: Shape
 
     def __getitem__(self, region: Region) -> FloatArray:
-        bounds = [s.indices(n)[:2] for s, n in zip(region, self.shape, strict=True)]
-        result = np.zeros([stop - start for start, stop in bounds], np.float32)
-        inside = [
-            slice(min(start, n), min(stop, n))
-            for (start, stop), n in zip(bounds, self.source.shape, strict=True)
-        ]
+        result = np.zeros([b.stop - b.start for b in bounds_of(self.shape, region)], np.float32)
+        inside = bounds_of(self.source.shape, region)
         x, y, z = (slice(0, s.stop - s.start) for s in inside)
-        result[x, y, z] = read(self.source, (inside[0], inside[1], inside[2]))
+        result[x, y, z] = read(self.source, inside)
         return result
 
 
@@ -193,9 +190,16 @@ def mapped(view: View, function: Callable[[NDArray[Any]], NDArray[Any]]) -> View
     return function(view) if isinstance(view, np.ndarray) else Mapped(view, function)
 
 
-def resized(view: View, shape: Shape) -> View:
+def turned(view: View, turn: Reorientation) -> View:
+    """Permute and flip the axes: at once in memory, else where the volume is read."""
+    return turn.apply(view) if isinstance(view, np.ndarray) else Turned(view, turn)
+
+
+def resized(
+    view: View, shape: Shape, *, align_corners: bool = False, antialias: bool = True
+) -> View:
     """Return the view resized, or itself where it has that shape."""
-    return view if tuple(view.shape) == shape else Resized(view, shape)
+    return view if tuple(view.shape) == shape else Resized(view, shape, align_corners, antialias)
 
 
 def crop(view: View, start: Sequence[int], sides: Sequence[int]) -> FloatArray:

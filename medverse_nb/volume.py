@@ -106,14 +106,9 @@ def grid_of(volume: xr.DataArray) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine_of(volume))
 
 
-def is_lazy(volume: xr.DataArray) -> bool:
-    """Whether the voxels are a dask array, read from their source only when asked for."""
-    return not isinstance(volume.data, np.ndarray)
-
-
 def view_of(volume: xr.DataArray) -> View:
-    """Return the voxels as something to be read by region; no voxel is read."""
-    return Lazy(volume.data) if is_lazy(volume) else values_of(volume)
+    """Return the voxels as something to be read by region; of a dask array, none is read yet."""
+    return values_of(volume) if isinstance(volume.data, np.ndarray) else Lazy(volume.data)
 
 
 def values_of(volume: xr.DataArray) -> NDArray[Any]:

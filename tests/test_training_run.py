@@ -699,6 +699,15 @@ def test_a_run_starts_from_weights_and_with_the_seed_it_is_given(train, tmp_path
     assert "seed 5" in notes
 
 
+def test_the_same_network_goes_on_with_another_window(train, tmp_path):
+    assert train(2).code == 0
+    wider = {"channels": [4, 8], "window": 2 * WINDOW, "output": "sigmoid"}
+    options = ["--initial-weights", tmp_path / "run" / "toy.safetensors"]
+    outcome = train(1, *options, folder="wider", network=wider)
+    assert outcome.code == 0, outcome.err
+    assert mv.load_model(str(tmp_path / "wider" / "toy.safetensors")).config.window == 2 * WINDOW
+
+
 @pytest.mark.parametrize(
     ("weights", "reason"),
     [
@@ -984,15 +993,13 @@ def test_a_checkpoint_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
     writer, path = run_file.WholeOrNothing(), tmp_path / "last.ckpt"
     writer.save_checkpoint({"step": 1}, path)
     replaced = []
-    replace_with = Path.replace
+    replace_with = os.replace
 
-    def noted(self, target):
-        replaced.append(
-            (torch.load(self, weights_only=True), torch.load(target, weights_only=True))
-        )
-        return replace_with(self, target)
+    def noted(new, old):
+        replaced.append((torch.load(new, weights_only=True), torch.load(old, weights_only=True)))
+        replace_with(new, old)
 
-    monkeypatch.setattr(Path, "replace", noted)
+    monkeypatch.setattr(os, "replace", noted)
     writer.save_checkpoint({"step": 2}, path)
     assert replaced == [({"step": 2}, {"step": 1})]
     with monkeypatch.context() as patch:
@@ -1093,7 +1100,7 @@ def test_a_killed_run_can_be_resumed(start, train, drawn, tmp_path):
     assert resumed["global_step"] == steps
     assert resumed["elapsed_s"] == pytest.approx(clock_s + 2)
     assert load_network(run / "toy.safetensors").config.window == WINDOW
-    assert not list(run.glob("*.partial"))
+    assert not list(run.glob("*partial*"))
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def run_scale(
     windows: Sequence[Window],
     store: Store,
     batch: int,
-    on_windows: OnWindows | None = None,
+    on_windows: OnWindows,
     scheduler: Scheduler | None = None,
 ) -> None:
     """Predict the windows of a scale and blend them into `store`; finished chunks stay.
@@ -47,8 +47,7 @@ def run_scale(
 
     def predict(chosen: Sequence[Window]) -> FloatArray:
         answer = runner(Crops.read(volumes, chosen))
-        if on_windows:
-            on_windows(min(next(done) * batch, len(windows)), len(windows))
+        on_windows(min(next(done) * batch, len(windows)), len(windows))
         return answer
 
     graph, keys = plan_graph(windows, volumes.shape, batch, predict, store)
@@ -68,7 +67,7 @@ def plan_graph(
     store: Store,
 ) -> tuple[Graph, list[Any]]:
     """Return the graph of a scale and the keys that complete it, one for each missing chunk."""
-    batches = [tuple(windows[i : i + batch]) for i in range(0, len(windows), batch)]
+    batches = [list(windows[i : i + batch]) for i in range(0, len(windows), batch)]
     graph: Graph = {}
 
     def finish(
@@ -88,7 +87,7 @@ def plan_graph(
             continue
         over = [i for i, chosen in enumerate(batches) if any(w.reaches(region) for w in chosen)]
         keys.append(("chunk", number))
-        graph |= {("tiles", i): (predict, list(batches[i])) for i in over}
+        graph |= {("tiles", i): (predict, batches[i]) for i in over}
         graph[keys[-1]] = (finish, number, region, over, [("tiles", i) for i in over])
     return graph, keys
 

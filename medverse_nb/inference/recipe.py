@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..geometry import Shape
 from ..model.config import NetworkConfig, Precision
 from ..regions import View
-from ..views import Resized
+from ..views import resized
 from .schedule import scale_count, scale_shape
 
 Compat = Literal["released"] | None
@@ -68,9 +68,7 @@ class Recipe:
 
     def resize(self, view: View, shape: Shape) -> View:
         """Return the volume resized to `shape`, by this recipe's convention."""
-        if tuple(view.shape) == shape:
-            return view
-        return Resized(view, shape, align_corners=self.released, antialias=not self.released)
+        return resized(view, shape, align_corners=self.released, antialias=not self.released)
 
 
 def choose_recipe(config: NetworkConfig, shape: Shape, settings: Settings) -> Recipe:

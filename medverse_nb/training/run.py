@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
 
-from ..errors import InputError, OutputError
-from ..files import check_writable
+from ..errors import InputError
+from ..files import check_writable, write_atomically
 from ..model.device import choose_device, choose_precision
 from ..model.network import ICLNetwork
 from ..model.registry import find_weights, load_model
@@ -155,14 +156,19 @@ def open_initial(run: Run) -> ICLNetwork | None:
 
     Raises
     ------
-    InputError : they belong to another network than the configuration's.
+    InputError : they belong to another network than the configuration's. Another window is the
+        same network: nothing in it is sized by the window.
     WeightsError : unknown or damaged weights.
     """
     if run.initial_weights is None:
         return None
     network = load_model(run.initial_weights, "cpu")
     theirs, ours = network.config.to_dict(), run.config.network_config.to_dict()
-    others = [f"{key} {theirs[key]} for {ours[key]}" for key in ours if theirs[key] != ours[key]]
+    others = [
+        f"{key} {theirs[key]} for {ours[key]}"
+        for key in ours
+        if key != "window" and theirs[key] != ours[key]
+    ]
     if others:
         raise InputError(f"{run.initial_weights} is another network: {', '.join(others)}")
     return network
@@ -237,19 +243,19 @@ class WholeOrNothing(TorchCheckpointIO):
         path: str | Path,
         storage_options: Any | None = None,  # noqa: ARG002, Lightning's
     ) -> None:
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:  # torch tells a full disk by the latter
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise OutputError(f"{path}: could not be written ({cause})") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(Path(path), partial(_save, checkpoint))
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint down to the disk; torch tells a full one by a RuntimeError."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
 
 
 class Clock(Callback):
