@@ -23,7 +23,7 @@ from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
 from .placement import CanonicalVolume, placed
 from .regions import View, slabs
 from .views import Mapped, as_dask, mapped, members, turned
-from .volume import affine_of, make_volume, view_of
+from .volume import affine_of, grid_of, make_volume, view_of
 
 Task = Literal["segmentation", "image"]
 INTEGER_TOLERANCE = 1e-4
@@ -159,13 +159,13 @@ def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
 
 def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple[View, str | None]:
     """Return the label's voxels in the image's axis order, and what had to be assumed."""
-    ours, theirs = CanonicalVolume.of(image), CanonicalVolume.of(label)
-    if ours.grid.shape == theirs.grid.shape and np.allclose(
-        ours.grid.affine, theirs.grid.affine, atol=1e-2
+    ours, theirs = grid_of(image), grid_of(label)
+    turn = Reorientation.onto(theirs.affine, theirs.shape, ours.affine)
+    view = turned(view_of(label), turn)
+    if tuple(view.shape) == ours.shape and np.allclose(
+        turn.affine(theirs.affine), ours.affine, atol=1e-2
     ):
-        return turned(
-            view_of(label), Reorientation.between(theirs.reorientation, ours.reorientation)
-        ), None
+        return view, None
     if label.shape == image.shape:
         return view_of(label), (
             "the label's affine differs from its image's; its voxels were taken in the image's order"

@@ -1,50 +1,35 @@
-"""DICOM: a folder with one image series in, a DICOM Segmentation out (extra `dicom`).
+"""DICOM in: a folder with one image series, read as a volume (extra `dicom`).
 
-pydicom reads and decodes files; highdicom knows which slices make a volume, where they lie
-and how a segmentation is laid out. Both are imported where they are needed.
+pydicom reads and decodes files; highdicom knows which slices make a volume and where they
+lie. Both are imported where they are needed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .errors import InputError, MedverseError, first_line
-from .files import check_writable, write_atomically
-from .geometry import Affine, Array, Reorientation, Shape, spacing_of
-from .volume import affine_of, make_volume, values_of
+from .geometry import Affine, Shape, spacing_of
+from .volume import make_volume
 
 Header = Any  # a pydicom Dataset without voxels
+Files = list[tuple[Path, Header]]  # of one series
 SLICE_TOLERANCE = 0.1  # of a voxel: positions are decimal text, and often rounded
 ROUNDING = 1e-4  # of direction cosines and pixel spacings, between slices
 SAME_PLACE_MM = 0.01
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-MAY_BE_EMPTY = (  # in every DICOM file by the standard, in many de-identified ones missing
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
-    "StudyDate", "StudyTime",
+SEGMENTATIONS = (  # SOP classes: of binary or fractional segments, of a label map
+    "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7",
 )  # fmt: skip
-SEGMENTATION_SERIES_NUMBER = 1000
-
-
-class Segment(Protocol):
-    """What a segmentation says of a class: its number in the mask, its name and its colour."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def colour(self) -> tuple[int, int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -67,8 +52,13 @@ class Slice:
     @property
     def label(self) -> str:
         """The file's name, with the frame's number in a multi-frame file."""
-        framed = "PerFrameFunctionalGroupsSequence" in self.header
-        return f"{self.path.name} frame {self.frame + 1}" if framed else self.path.name
+        name = self.path.name
+        return f"{name} frame {self.frame + 1}" if is_framed(self.header) else name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Columns, rows."""
+        return int(self.header.Columns), int(self.header.Rows)
 
 
 @dataclass(frozen=True)
@@ -81,8 +71,7 @@ class Series:
     @property
     def shape(self) -> Shape:
         """Columns, rows, slices."""
-        header = self.slices[0].header
-        return int(header.Columns), int(header.Rows), len(self.slices)
+        return (*self.slices[0].shape, len(self.slices))
 
 
 def holds_dicom(folder: Path) -> bool:
@@ -124,38 +113,6 @@ def read_dicom(folder: Path, name: str | None = None) -> xr.DataArray:
     return make_volume(_rescaled(stored, slopes, intercepts), series.affine, name=name, attrs=attrs)
 
 
-def write_dicom_seg(
-    mask: xr.DataArray, classes: Sequence[Segment], source: Path, path: Path
-) -> Path:
-    """Write a mask as a DICOM Segmentation that refers to the series it was made on.
-
-    Segments are binary and, as the standard demands, numbered 1..n in the order of the
-    classes' numbers; each carries its class's name, colour and, in SegmentDescription, its
-    number in the mask. An empty mask gives a segmentation whose every frame is empty. The
-    file appears whole or not at all.
-
-    Parameters
-    ----------
-    mask : (x, y, z) integers, on the source's grid; axes may be permuted or flipped.
-    source : the folder that `read_dicom` read.
-
-    Raises
-    ------
-    InputError : a mask off the source's grid or with numbers of no class, no class, or a
-        source that is not as it was or lacks what a segmentation must refer to.
-    OutputError : the place cannot be written.
-    """
-    path, source = check_writable(Path(path)), Path(source)
-    segments = sorted(classes, key=lambda segment: segment.number)
-    if not segments:
-        raise InputError(f"{path.name}: a DICOM segmentation needs a class, none was given")
-    series = read_series(source, source.name)
-    numbers = _segment_numbers(_on_grid(mask, series, path, source), segments, path)
-    with _told_as_ours(f"{path.name}: no segmentation can refer to the series in {source}"):
-        segmentation = _make_segmentation(numbers, segments, series)
-        return write_atomically(path, segmentation.save_as)
-
-
 def read_series(folder: Path, name: str) -> Series:
     """Find the slices of the one series in a folder and how they lie; reads no voxel.
 
@@ -164,7 +121,7 @@ def read_series(folder: Path, name: str) -> Series:
     InputError : as `read_dicom`.
     """
     _check_installed()
-    with _told_as_ours(f"{name}: damaged or cut short"):
+    with _damage_told(name):
         files = _one_series(_read_headers(folder, name), folder, name)
         slices = [one for path, header in files for one in _slices_of(path, header, name)]
         _check_alike(slices, name)
@@ -179,8 +136,13 @@ def _check_installed() -> None:
         raise InputError(f'DICOM needs {error.name}: pip install "medverse_nb[dicom]"') from error
 
 
+def is_framed(header: Header) -> bool:
+    """Whether a file holds frames that say, each for itself, where they lie."""
+    return "PerFrameFunctionalGroupsSequence" in header
+
+
 @contextmanager
-def _told_as_ours(what: str) -> Iterator[None]:
+def told_as_ours(what: str) -> Iterator[None]:
     """Turn the libraries' errors into an `InputError` that begins with `what`.
 
     pydicom's remarks on values that bend the standard and do no harm are kept quiet.
@@ -194,6 +156,10 @@ def _told_as_ours(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # pydicom's own have no other base in common
         raise InputError(f"{what} ({first_line(error)})") from error
+
+
+def _damage_told(name: str) -> AbstractContextManager[None]:
+    return told_as_ours(f"{name}: damaged or cut short")
 
 
 # Finding the series.
@@ -211,21 +177,15 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _read_headers(folder: Path, name: str) -> dict[str, list[tuple[Path, Header]]]:
+def _read_headers(folder: Path, name: str) -> dict[str, Files]:
     """Return files and headers of all images by series; segmentations are no images."""
-    import pydicom
-
-    series: dict[str, list[tuple[Path, Header]]] = {}
+    series: dict[str, Files] = {}
     others = set()
     for path in _visible_files(folder):
-        with _told_as_ours(f"{name}: {path.name}: damaged or cut short"):
-            if not _is_dicom(path):
-                if path.suffix.lower() == ".dcm":
-                    raise InputError(
-                        f"{name}: {path.name}: damaged or not a DICOM file (no DICM at byte 128)"
-                    )
+        with _damage_told(f"{name}: {path.name}"):
+            header = _read_header(path, name)
+            if header is None:
                 continue
-            header = pydicom.dcmread(path, stop_before_pixels=True)
             if _is_image(header):
                 series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
             else:
@@ -238,6 +198,17 @@ def _read_headers(folder: Path, name: str) -> dict[str, list[tuple[Path, Header]
     return series
 
 
+def _read_header(path: Path, name: str) -> Header | None:
+    """Return a file's header, None for what is no DICOM file and is not named like one."""
+    import pydicom
+
+    if _is_dicom(path):
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    if path.suffix.lower() == ".dcm":
+        raise InputError(f"{name}: {path.name}: damaged or not a DICOM file (no DICM at byte 128)")
+    return None
+
+
 def _is_image(header: Header) -> bool:
     if "DirectoryRecordSequence" in header:
         return False
@@ -247,20 +218,21 @@ def _is_image(header: Header) -> bool:
     return "Rows" in header and kind not in SEGMENTATIONS
 
 
-def _one_series(
-    series: dict[str, list[tuple[Path, Header]]], folder: Path, name: str
-) -> list[tuple[Path, Header]]:
+def _one_series(series: dict[str, Files], folder: Path, name: str) -> Files:
     if len(series) > 1:
-        listed = [
-            f"{uid} ({header.get('SeriesDescription') or 'no description'}, "
-            f"{header.get('Modality')}, {len(series[uid])} {'file' if len(series[uid]) == 1 else 'files'})"
-            for uid, ((_, header), *_) in series.items()
-        ]
+        listed = "; ".join(_summary(uid, files) for uid, files in series.items())
         raise InputError(
-            f"{name}: {len(series)} series in {folder}: {'; '.join(listed)}; "
+            f"{name}: {len(series)} series in {folder}: {listed}; "
             "put the files of one into a folder of its own"
         )
     return next(iter(series.values()))
+
+
+def _summary(uid: str, files: Files) -> str:
+    header = files[0][1]
+    description = header.get("SeriesDescription") or "no description"
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"{uid} ({description}, {header.get('Modality')}, {count})"
 
 
 # One slice.
@@ -268,7 +240,7 @@ def _one_series(
 
 def _slices_of(path: Path, header: Header, name: str) -> list[Slice]:
     name = f"{name}: {path.name}"
-    with _told_as_ours(f"{name}: damaged or cut short"):
+    with _damage_told(name):
         _check_readable(header, name)
         frames = header.get("PerFrameFunctionalGroupsSequence")
         count = len(frames) if frames else 1
@@ -278,8 +250,7 @@ def _slices_of(path: Path, header: Header, name: str) -> list[Slice]:
 def _check_readable(header: Header, name: str) -> None:
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise InputError(f"{name}: a colour image; one value a voxel is needed")
-    framed = "PerFrameFunctionalGroupsSequence" in header
-    if not framed and int(header.get("NumberOfFrames") or 1) > 1:
+    if not is_framed(header) and int(header.get("NumberOfFrames") or 1) > 1:
         raise InputError(
             f"{name}: a multi-frame {header.SOPClassUID.name} that does not say where its "
             "frames lie; convert it to NIfTI with the vendor's or another tool"
@@ -306,7 +277,7 @@ def _check_decodable(header: Header, name: str) -> None:
 def _slice_of(path: Path, header: Header, frame: int, name: str) -> Slice:
     def numbers(group: str, keyword: str, count: int, missing: Any = None) -> NDArray[np.float64]:
         found = _attribute(header, frame, group, keyword)
-        if found is None or found == "":
+        if found in (None, ""):
             found = missing
         if found is None:
             raise InputError(f"{name}: has no {keyword}, so its voxels have no place")
@@ -346,31 +317,31 @@ def _attribute(header: Header, frame: int, group: str, keyword: str) -> Any:
 
 
 def _check_alike(slices: list[Slice], name: str) -> None:
-    first = slices[0]
-
-    def shape(one: Slice) -> tuple[int, int]:
-        return int(one.header.Columns), int(one.header.Rows)
-
-    def place(one: Slice) -> str:
-        return str(one.header.get("FrameOfReferenceUID"))
-
+    first, wanted = slices[0], _traits(slices[0])
     for one in slices[1:]:
-        for what, ours, theirs, same in (
-            ("shape", shape(first), shape(one), shape(first) == shape(one)),
-            ("pixel spacing", *_compared(first.spacing, one.spacing)),
-            ("orientation", *_compared(first.cosines, one.cosines)),
-            ("frame of reference", place(first), place(one), place(first) == place(one)),
-        ):
-            if not same:
+        for what, trait in _traits(one).items():
+            if not _same(wanted[what], trait):
                 raise InputError(
-                    f"{name}: slices of different {what}, {ours} in {first.label} and {theirs} in "
-                    f"{one.label}; put the slices of one stack into a folder of its own"
+                    f"{name}: slices of different {what}, {wanted[what]} in {first.label} and "
+                    f"{trait} in {one.label}; put the slices of one stack into a folder of its own"
                 )
 
 
-def _compared(a: Array, b: Array) -> tuple[list[float], list[float], bool]:
-    """Return two arrays as lists, and whether they agree up to rounding."""
-    return a.tolist(), b.tolist(), bool(np.allclose(a, b, rtol=ROUNDING, atol=ROUNDING))
+def _traits(one: Slice) -> dict[str, Any]:
+    """Return what the slices of one volume have in common."""
+    return {
+        "shape": one.shape,
+        "pixel spacing": one.spacing.tolist(),
+        "orientation": one.cosines.tolist(),
+        "frame of reference": str(one.header.get("FrameOfReferenceUID")),
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two traits agree, lists of numbers up to rounding."""
+    if isinstance(a, list):
+        return bool(np.allclose(a, b, rtol=ROUNDING, atol=ROUNDING))
+    return a == b
 
 
 def _orthonormal(cosines: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -397,23 +368,47 @@ def _stacked(slices: list[Slice], name: str) -> Series:
             "the whole series"
         )
     cosines = _orthonormal(slices[0].cosines, name)
-    positions = np.array([one.position for one in slices])
+    ordered = _sorted(slices, cosines, name)
+    affine = _lps_affine(ordered, cosines)
+    _check_even(ordered, affine, name)
+    ras = spatial.convert_affine_to_convention(
+        affine, from_reference_convention="LPS", to_reference_convention="RAS"
+    )
+    return Series(tuple(ordered), ras)
+
+
+def _sorted(slices: list[Slice], cosines: NDArray[np.float64], name: str) -> list[Slice]:
+    from highdicom import spatial
+
     _, places = spatial.get_volume_positions(
-        positions.tolist(), cosines.tolist(), rtol=SLICE_TOLERANCE, index_convention="RD"
+        [one.position.tolist() for one in slices],
+        cosines.tolist(),
+        rtol=SLICE_TOLERANCE,
+        index_convention="RD",
     )
     if places is None:
         raise InputError(f"{name}: {_why_no_volume(slices, cosines)}")
-    ordered = [slices[index] for index in np.argsort(places)]
+    return [slices[index] for index in np.argsort(places)]
+
+
+def _lps_affine(ordered: list[Slice], cosines: NDArray[np.float64]) -> Affine:
+    from highdicom import spatial
+
     first, last = ordered[0].position, ordered[-1].position
     step = (last - first) / (len(ordered) - 1)
-    affine = spatial.create_affine_matrix_from_attributes(
+    affine: Affine = spatial.create_affine_matrix_from_attributes(
         image_position=first.tolist(),
         image_orientation=cosines.tolist(),
-        pixel_spacing=slices[0].spacing.tolist(),
+        pixel_spacing=ordered[0].spacing.tolist(),
         spacing_between_slices=float(np.linalg.norm(step)),
         index_convention="RD",
     )
     affine[:3, 2] = step  # true to the positions even where the cosines were rounded
+    return affine
+
+
+def _check_even(ordered: list[Slice], affine: Affine, name: str) -> None:
+    step, first = affine[:3, 2], affine[:3, 3]
     for number, one in enumerate(ordered):
         away = float(np.linalg.norm(one.position - first - number * step))
         if away > SLICE_TOLERANCE * min(spacing_of(affine)):
@@ -421,10 +416,6 @@ def _stacked(slices: list[Slice], name: str) -> Series:
                 f"{name}: {one.label} lies {away:.2g} mm from its place in an even stack; "
                 "resample the series to even spacing first"
             )
-    ras = spatial.convert_affine_to_convention(
-        affine, from_reference_convention="LPS", to_reference_convention="RAS"
-    )
-    return Series(tuple(ordered), ras)
 
 
 def _why_no_volume(slices: list[Slice], cosines: NDArray[np.float64]) -> str:
@@ -464,13 +455,13 @@ def _stored_values(series: Series, name: str) -> NDArray[Any]:
 
     planes: list[NDArray[Any]] = []
     for path, group in groupby(series.slices, key=lambda one: one.path):
-        with _told_as_ours(f"{name}: {path.name}: damaged or cut short"):
+        with _damage_told(f"{name}: {path.name}"):
             slices = list(group)
             stored = iter_pixels(path, indices=[one.frame for one in slices])
             header = slices[0].header
             table = "ModalityLUTSequence" in header
             planes += (apply_modality_lut(plane, header) if table else plane for plane in stored)
-    with _told_as_ours(f"{name}: damaged or cut short"):
+    with _damage_told(name):
         return np.stack(planes).T
 
 
@@ -488,127 +479,3 @@ def _rescaled(
                 return stored.astype(integer) + intercepts.astype(integer)
     real = np.result_type(stored.dtype, np.float32)
     return stored * slopes.astype(real) + intercepts.astype(real)
-
-
-# From a mask to a segmentation.
-
-
-def _on_grid(mask: xr.DataArray, series: Series, path: Path, source: Path) -> NDArray[Any]:
-    """Return the mask's voxels in the series' axis order, if it lies on the series' grid."""
-    values, affine = values_of(mask), affine_of(mask)
-    if values.ndim == 3 and values.dtype.kind in "biu":
-        x, y, z = values.shape
-        ours = Reorientation.to_canonical(series.affine, series.shape)
-        theirs = Reorientation.to_canonical(affine, (x, y, z))
-        turned = theirs.apply(values)
-        if turned.shape == tuple(series.shape[axis] for axis in ours.source_axes):
-            corners = np.array(np.meshgrid(*([0, n] for n in turned.shape))).reshape(3, -1)
-            off = (ours.affine(series.affine) - theirs.affine(affine))[:3]
-            away = np.linalg.norm(off[:, :3] @ corners + off[:, 3:], axis=0).max()
-            if away < SLICE_TOLERANCE * min(spacing_of(series.affine)):
-                return ours.undo(turned)
-    raise InputError(
-        f"{path.name}: a DICOM segmentation needs an integer mask on its source's grid; this one is "
-        f"{values.shape} of {values.dtype}, the series in {source} {series.shape}, or lies "
-        "elsewhere: give the mask as it was predicted on that series"
-    )
-
-
-def _segment_numbers(
-    labels: NDArray[Any], segments: Sequence[Segment], path: Path
-) -> NDArray[np.uint16]:
-    """Turn class numbers into 1..n."""
-    known = [segment.number for segment in segments]
-    unknown = sorted(set(np.unique(labels).tolist()) - {0, *known})
-    if unknown:
-        raise InputError(
-            f"{path.name}: the mask has {unknown}, which are none of the classes {known}"
-        )
-    numbers = np.zeros(labels.shape, np.uint16)
-    for number, segment in enumerate(segments, 1):
-        numbers[labels == segment.number] = number
-    return numbers
-
-
-def _make_segmentation(
-    numbers: NDArray[np.uint16], segments: Sequence[Segment], series: Series
-) -> Any:
-    import highdicom as hd
-
-    sources = _source_images(series)
-    planes = numbers.T
-    if len(sources) < len(planes):  # one multi-frame file: in the order of its frames
-        planes = planes[np.argsort([one.frame for one in series.slices])]
-    return hd.seg.Segmentation(
-        source_images=sources,
-        pixel_array=planes,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(*entry) for entry in enumerate(segments, 1)],
-        series_instance_uid=hd.UID(),
-        series_number=SEGMENTATION_SERIES_NUMBER,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="medverse_nb",
-        manufacturer_model_name="medverse_nb",
-        software_versions=version("medverse_nb"),
-        device_serial_number="none",
-        series_description="medverse_nb segmentation",
-        omit_empty_frames=bool(numbers.any()),
-        specific_character_set="ISO_IR 192",  # class names are Unicode
-    )
-
-
-def _describe(number: int, segment: Segment) -> Any:
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name="medverse_nb",
-        family=codes.cid7162.ArtificialIntelligence,
-        version=version("medverse_nb"),
-    )
-    described = hd.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=segment.name.replace("\\", "/").strip()[:64] or f"class {segment.number}",
-        segmented_property_category=codes.SCT.AnatomicalStructure,
-        segmented_property_type=codes.SCT.AnatomicalStructure,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
-    )
-    described.SegmentDescription = f"class number {segment.number}"
-    return described
-
-
-def _source_images(series: Series) -> list[Header]:
-    """Return the headers a segmentation refers to, with gaps filled that mean nothing.
-
-    Raises
-    ------
-    ValueError : no frame of reference, or a multi-frame file and more.
-    """
-    first = series.slices[0]
-    headers = list({id(one.header): one.header for one in series.slices}.values())
-    if not first.header.get("FrameOfReferenceUID"):
-        raise ValueError("it has no FrameOfReferenceUID")
-    framed = any("PerFrameFunctionalGroupsSequence" in header for header in headers)
-    if framed and len(headers) > 1:
-        raise ValueError("it has a multi-frame file and more")
-    for header in headers:
-        for keyword in MAY_BE_EMPTY:
-            if keyword not in header:
-                setattr(header, keyword, None)
-        if framed:
-            _share_groups(header)
-        else:  # alike up to rounding, as checked
-            header.ImageOrientationPatient = first.header.ImageOrientationPatient
-            header.setdefault("SliceThickness", spacing_of(series.affine)[2])
-    return headers
-
-
-def _share_groups(header: Header) -> None:
-    """Make groups that are alike in all frames shared ones, where highdicom looks for them."""
-    shared = header.SharedFunctionalGroupsSequence[0]
-    for group in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-        if group not in shared:
-            setattr(shared, group, header.PerFrameFunctionalGroupsSequence[0][group].value)

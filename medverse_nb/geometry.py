@@ -64,9 +64,13 @@ class Reorientation:
         return cls(nio.io_orientation(affine), shape)
 
     @classmethod
-    def between(cls, first: Reorientation, second: Reorientation) -> Reorientation:
-        """Return the reorientation from one file's axes to those of another."""
-        return cls(nio.ornt_transform(first.transform, second.transform), first.shape)
+    def onto(cls, affine: Affine, shape: Shape, other: Affine) -> Reorientation:
+        """Return the reorientation that brings a volume's axes closest to another's.
+
+        Not by way of canonical axes: two volumes of one scan that lie turned by 45 degrees may
+        have different ones.
+        """
+        return cls(nio.io_orientation(np.linalg.solve(other, affine)), shape)
 
     @property
     def source_axes(self) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .classes import ClassSpec
-from .dicom import write_dicom_seg
+from .dicom_seg import write_dicom_seg
 from .errors import ContextError, InputError, NotBuiltYet
 from .files import check_writable, write_atomically
 from .geometry import Grid

@@ -98,11 +98,15 @@ def test_a_label_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, 1)])
-def test_a_label_stored_in_another_orientation_lands_on_its_voxels(axes, signs):
-    source = nib.Nifti1Image(label(), AFFINE)
+@pytest.mark.parametrize("degrees", [0, 45])  # at 45, rounding decides what is canonical
+def test_a_label_stored_in_another_orientation_lands_on_its_voxels(axes, signs, degrees):
+    affine = np.eye(4)
+    turn = np.deg2rad(degrees)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    source = nib.Nifti1Image(label(), affine)
     orientation = np.stack([axes, signs], axis=1).astype(float)
     turned = source.as_reoriented(orientation)
-    made = pair(nib.Nifti1Image(image(), AFFINE), turned, affine=None)
+    made = pair(nib.Nifti1Image(image(), affine), turned, affine=None)
     assert np.array_equal(made.label.values, label())
     assert made.changes == ()
 
