@@ -25,6 +25,10 @@ class OutputError(MedverseError, OSError):
     """A result that cannot be written where it was asked for."""
 
 
+class ClusterError(MedverseError, RuntimeError):
+    """Workers that could not do what they were asked for."""
+
+
 class NotBuiltYet(MedverseError, NotImplementedError):
     """Part of the public contract that an open issue still owes."""
 

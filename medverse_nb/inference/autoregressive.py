@@ -18,7 +18,7 @@ from ..regions import View, read
 from ..resampling import FloatArray
 from ..views import Part, clipped
 from .crops import ScaleVolumes
-from .engine import Scheduler, run_scale
+from .engine import Executor, Predict, run_scale, run_threads
 from .inputs import ArrayInputs, Inputs
 from .recipe import Compat, Recipe, Settings, choose_recipe
 from .runner import WindowRunner
@@ -109,7 +109,7 @@ def run(
     settings: Settings,
     *,
     storage: Storage = in_memory,
-    scheduler: Scheduler | None = None,
+    executor: Executor = run_threads,
     on_progress: OnProgress | None = None,
 ) -> list[Step]:
     """Run all scales and return one `Step` each; the last is the answer at full resolution.
@@ -117,7 +117,8 @@ def run(
     Parameters
     ----------
     storage : where the answer of each scale, (K, X, Y, Z), is kept.
-    scheduler : runs each scale's Dask graph; None in threads of this process.
+    executor : runs the plan of each scale; threads of this process, or a cluster.
+    on_progress : called after each window, or batch of them; what it raises ends the run.
     """
     recipe = choose_recipe(model.config, inputs.shape, settings)
     runner = WindowRunner(model, settings.precision, settings.mini_context_size)
@@ -133,11 +134,11 @@ def run(
         windows = plan_windows(working, recipe.window, settings.overlap)
         store = storage(scale, (len(volumes.labels), *working), windows[0].sides)
 
-        def report(done: int, count: int, scale: int = scale) -> None:
+        def report(done: int, scale: int = scale, count: int = len(windows)) -> None:
             if on_progress:
                 on_progress(scale, recipe.scales, done, count)
 
-        run_scale(runner, volumes, windows, store, settings.batch, report, scheduler)
+        run_scale(Predict(runner, volumes), windows, store, settings.batch, report, executor)
         steps.append(_step(recipe, scale, volumes.target, store, windows))
     steps[-1] = replace(steps[-1], image=inputs.target(recipe.level(recipe.scales)))
     return steps

@@ -1,14 +1,17 @@
-"""One scale as a Dask graph: windows read, run and blended, never a whole stack of contexts.
+"""One scale: windows read, run and blended, never a whole stack of contexts.
 
 A task takes a batch of windows: it reads its crops, runs the network and keeps the answers
-as tiles. Another task blends the tiles over one chunk of the volume into the store. Tiles
-are dropped as soon as the last chunk over them is written.
+as tiles. Another task blends the tiles over one chunk of the volume, which is then written.
+Tiles are dropped as soon as the last chunk over them is blended. Who runs the tasks is an
+executor's matter: threads of this process, or a cluster.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dask.threaded
@@ -25,71 +28,89 @@ from .windows import Window
 
 WINDOWS_A_CHUNK = 4  # along each axis
 THREADS = 2  # one runs the network while the other reads its next crops
-Graph = dict[Any, Any]
-Scheduler = Callable[[Graph, list[Any]], Any]
-OnWindows = Callable[[int, int], None]  # windows done, of how many
+Batch = Sequence[Window]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the volume, and the batches (by number) whose windows lie over it."""
+
+    number: int
+    region: Region
+    over: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of windows of a scale, and the chunks that are still missing."""
+
+    batches: Sequence[Batch]
+    chunks: Sequence[Chunk]
+
+    @property
+    def needed(self) -> list[int]:
+        """Numbers of the batches that a missing chunk needs, in the order of the chunks."""
+        return list(dict.fromkeys(i for chunk in self.chunks for i in chunk.over))
+
+    def over(self, chunk: Chunk) -> list[Batch]:
+        """Return the batches over a chunk."""
+        return [self.batches[i] for i in chunk.over]
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Reads a batch of windows and runs the network on it; can be sent to another process."""
+
+    runner: WindowRunner
+    volumes: ScaleVolumes
+
+    def __call__(self, batch: Batch) -> FloatArray:
+        """Return the tiles of B windows: (K, B, *sides)."""
+        return self.runner(Crops.read(self.volumes, batch))
+
+
+Write = Callable[[Chunk, FloatArray], None]
+OnBatch = Callable[[Batch], None]  # after it
+Executor = Callable[[Plan, Predict, Write, OnBatch], None]
 
 
 def run_scale(
-    runner: WindowRunner,
-    volumes: ScaleVolumes,
+    predict: Predict,
     windows: Sequence[Window],
     store: Store,
     batch: int,
-    on_windows: OnWindows,
-    scheduler: Scheduler | None = None,
+    on_windows: Callable[[int], None],
+    executor: Executor,
 ) -> None:
     """Predict the windows of a scale and blend them into `store`; finished chunks stay.
 
-    scheduler : gets a Dask graph and its keys; None runs threads of this process.
+    on_windows : gets the number of windows that are done; what it raises ends the run.
     """
-    done = itertools.count(1)
+    plan = plan_scale(windows, predict.volumes.shape, batch, store)
+    done = len(windows) - sum(len(plan.batches[i]) for i in plan.needed)
+    counting = threading.Lock()
 
-    def predict(chosen: Sequence[Window]) -> FloatArray:
-        answer = runner(Crops.read(volumes, chosen))
-        on_windows(min(next(done) * batch, len(windows)), len(windows))
-        return answer
+    def write(chunk: Chunk, voxels: FloatArray) -> None:
+        store.write(chunk.number, (slice(None), *chunk.region), voxels)
 
-    graph, keys = plan_graph(windows, volumes.shape, batch, predict, store)
-    (scheduler or run_threads)(graph, keys)
+    def count(finished: Batch) -> None:
+        nonlocal done
+        with counting:
+            done += len(finished)
+            on_windows(done)
 
-
-def run_threads(graph: Graph, keys: list[Any]) -> None:
-    """Run a graph in threads of this process."""
-    dask.threaded.get(graph, keys, num_workers=THREADS)
+    executor(plan, predict, write, count)
 
 
-def plan_graph(
-    windows: Sequence[Window],
-    shape: Shape,
-    batch: int,
-    predict: Callable[[Sequence[Window]], FloatArray],
-    store: Store,
-) -> tuple[Graph, list[Any]]:
-    """Return the graph of a scale and the keys that complete it, one for each missing chunk."""
+def plan_scale(windows: Sequence[Window], shape: Shape, batch: int, store: Store) -> Plan:
+    """Cut the volume into chunks, and the windows into batches that stay close together."""
     batches = [list(windows[i : i + batch]) for i in range(0, len(windows), batch)]
-    graph: Graph = {}
-
-    def finish(
-        number: int, region: Region, numbers: Sequence[int], tiles: Sequence[FloatArray]
-    ) -> None:
-        pairs = [
-            (window, tile)
-            for i, answers in zip(numbers, tiles, strict=True)
-            for window, tile in zip(batches[i], np.moveaxis(answers, 1, 0), strict=True)
-            if window.reaches(region)
-        ]
-        store.write(number, (slice(None), *region), blend(region, pairs))
-
-    keys = []
+    chunks = []
     for number, region in enumerate(plan_chunks(shape, windows[0].sides)):
-        if store.has(number):
-            continue
-        over = [i for i, chosen in enumerate(batches) if any(w.reaches(region) for w in chosen)]
-        keys.append(("chunk", number))
-        graph |= {("tiles", i): (predict, batches[i]) for i in over}
-        graph[keys[-1]] = (finish, number, region, over, [("tiles", i) for i in over])
-    return graph, keys
+        if not store.has(number):
+            over = [i for i, b in enumerate(batches) if any(w.reaches(region) for w in b)]
+            chunks.append(Chunk(number, region, tuple(over)))
+    return Plan(batches, chunks)
 
 
 def plan_chunks(shape: Shape, sides: Shape) -> Iterator[Region]:
@@ -99,3 +120,34 @@ def plan_chunks(shape: Shape, sides: Shape) -> Iterator[Region]:
         for n, side in zip(shape, sides, strict=True)
     ]
     yield from itertools.product(*edges)
+
+
+def blend_chunk(
+    region: Region, batches: Sequence[Batch], tiles: Sequence[FloatArray]
+) -> FloatArray:
+    """Blend the tiles (K, B, *sides) of the batches over a region: (K, X, Y, Z)."""
+    pairs = (
+        (window, tile)
+        for batch, answers in zip(batches, tiles, strict=True)
+        for window, tile in zip(batch, np.moveaxis(answers, 1, 0), strict=True)
+        if window.reaches(region)
+    )
+    return blend(region, pairs)
+
+
+def run_threads(plan: Plan, predict: Predict, write: Write, on_batch: OnBatch) -> None:
+    """Run a plan in threads of this process, as one Dask graph."""
+
+    def tiles(number: int) -> FloatArray:
+        answer = predict(plan.batches[number])
+        on_batch(plan.batches[number])
+        return answer
+
+    def finish(chunk: Chunk, answers: list[FloatArray]) -> None:
+        write(chunk, blend_chunk(chunk.region, plan.over(chunk), answers))
+
+    graph: dict[Any, Any] = {("tiles", i): (tiles, i) for i in plan.needed}
+    keys = [("chunk", chunk.number) for chunk in plan.chunks]
+    for key, chunk in zip(keys, plan.chunks, strict=True):
+        graph[key] = (finish, chunk, [("tiles", i) for i in chunk.over])
+    dask.threaded.get(graph, keys, num_workers=THREADS)

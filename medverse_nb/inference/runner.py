@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -14,9 +16,17 @@ from ..model.network import ICLNetwork
 from ..resampling import FloatArray
 from .crops import Crops
 
+_turns: WeakKeyDictionary[ICLNetwork, threading.Lock] = WeakKeyDictionary()
+_names: WeakKeyDictionary[ICLNetwork, str] = WeakKeyDictionary()
+_known: WeakValueDictionary[str, ICLNetwork] = WeakValueDictionary()
+
 
 class WindowRunner:
-    """Call a network on NumPy crops; results come back as float32."""
+    """Call a network on NumPy crops; results come back as float32.
+
+    Sent to another process it takes along no weights, only the name that `know` gave the
+    network here and there.
+    """
 
     def __init__(
         self, model: ICLNetwork, precision: Precision, mini_context_size: int | None
@@ -25,7 +35,7 @@ class WindowRunner:
         self.device = next(model.parameters()).device
         self.precision = precision
         self.mini_context_size = mini_context_size
-        self.turn = threading.Lock()
+        self.turn = _turns.setdefault(model, threading.Lock())
 
     def __call__(self, crops: Crops) -> FloatArray:
         """Predict (K, B, X, Y, Z); callers on other threads wait for their turn."""
@@ -53,3 +63,17 @@ class WindowRunner:
 
     def _tensor(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return recall, (_names[self.model], self.precision, self.mini_context_size)
+
+
+def know(name: str, model: ICLNetwork) -> None:
+    """Name a network, so that runners can be sent to any process that knows it too."""
+    _names[model] = name
+    _known[name] = model
+
+
+def recall(name: str, precision: Precision, mini_context_size: int | None) -> WindowRunner:
+    """Return a runner of the network of that name."""
+    return WindowRunner(_known[name], precision, mini_context_size)
