@@ -1,19 +1,27 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and whether a file is still the same."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from .errors import InputError, OutputError
+
+Stamp = tuple[int, int]
 
 
 def check_writable(path: Path) -> Path:
     """Return `path` if a file could be made there, else raise `OutputError`; makes nothing."""
     if path.is_dir():
         raise OutputError(f"{path}: is a folder")
+    return check_place(path)
+
+
+def check_place(path: Path) -> Path:
+    """Return `path` if a file or folder could be made there, else raise `OutputError`."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise OutputError(f"{path}: {folder} is a file, not a folder")
@@ -28,14 +36,66 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     Missing folders are made. On any failure, Ctrl-C included, the temporary file is
     removed and `path` is untouched.
     """
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    partial = _beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
+        raise _not_written(path, error) from error
     finally:
         if partial.exists():
             partial.unlink()
     return path
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Call `write` with a temporary path, make a folder of it, then rename it to `path`.
+
+    A folder that is there already is replaced, at the very end. On any failure, Ctrl-C
+    included, the temporary folder is removed and `path` is as it was.
+    """
+    partial = _beside(path, "partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        _replace_folder(partial, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return what changes when a file does: when it was written, and its size."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def check_unchanged(path: Path, stamp: Stamp) -> None:
+    """Refuse a file that is no longer the one of which this was the stamp."""
+    if not path.is_file() or stamp_of(path) != stamp:
+        raise InputError(f"{path}: has changed since it was read; read it again")
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """Rename a folder; what was there is moved aside first, since none replaces a full folder."""
+    aside = _beside(path, "before")
+    if path.exists():
+        os.replace(path, aside)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{os.getpid()}.{what}.{path.name}")
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: could not be written ({error.strerror or error})")

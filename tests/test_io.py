@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medverse_nb import io
-from medverse_nb.errors import GeometryError, InputError, MedverseError, NotBuiltYet, OutputError
+from medverse_nb.errors import GeometryError, InputError, MedverseError, OutputError
 from medverse_nb.files import check_writable, write_atomically
 from medverse_nb.io import VolumeWarning, check_output, read_volume, stem_of, write_volume
 from medverse_nb.volume import affine_of, make_volume
@@ -224,6 +224,7 @@ def test_suffixes_in_any_case(tmp_path, name):
 def test_stems():
     names = ("a/b.nii.gz", "b.nii", "b.NII.GZ", "b.npy", "b.dcm", "b.tar.gz", "b.c.nii", "a/b/")
     assert [stem_of(name) for name in names] == ["b", "b", "b", "b", "b", "b.tar.gz", "b.c", "b"]
+    assert [stem_of(name) for name in ("b.zarr", "a/b.ome.zarr/", "B.OME.ZARR")] == ["b", "b", "B"]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -299,15 +300,6 @@ def test_bad_files_are_our_error(tmp_path, make, message):
     path = make(tmp_path)
     with pytest.raises(InputError, match=message):
         read_volume(path)
-
-
-@pytest.mark.parametrize("file", ["a/.zarray", "a/.zgroup", "a/zarr.json", "a.ZARR/0"])
-def test_a_zarr_folder_is_still_owed(tmp_path, file):
-    folder = (tmp_path / file).parent
-    folder.mkdir()
-    (tmp_path / file).touch()
-    with pytest.raises(NotBuiltYet, match="zarr"):
-        read_volume(folder)
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])

@@ -1,0 +1,104 @@
+"""Scratch space: where large volumes lie unpacked, and large answers grow, while in use."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import tell
+from .errors import OutputError
+from .geometry import Shape
+from .stored import LAZY_CHUNK, slab_depth
+from .zarr_files import ZarrVoxels, create_array, open_array
+
+VARIABLE = "MEDVERSE_NB_SCRATCH"
+
+
+def unpack(
+    slabs: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], name: str
+) -> ZarrVoxels:
+    """Write slabs along z into a scratch zarr and return a view of it; size and place are told.
+
+    The scratch is removed once nothing in this process holds the view, at the latest when
+    the process ends, and on any failure. Pickled copies only know its place.
+
+    Parameters
+    ----------
+    slabs : each (X, Y, planes), best `slab_depth` planes.
+
+    Raises
+    ------
+    OutputError : no such place, or too little space there.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    place = make_place(size, name)
+    tell(
+        f"{name}: is large; its voxels are unpacked into {place}, up to {_in_words(size)}, and "
+        f"removed after use; {VARIABLE} names another folder"
+    )
+    try:
+        view = ZarrVoxels.of(_filled(place / "voxels.zarr", slabs, shape, dtype))
+    except OSError as error:
+        _remove(place, os.getpid())
+        raise OutputError(
+            f"{name}: could not be unpacked into {place.parent} ({error.strerror or error}); set "
+            f"{VARIABLE} to a folder with more space"
+        ) from error
+    except BaseException:
+        _remove(place, os.getpid())
+        raise
+    remove_with(view, place)
+    return view
+
+
+def make_place(size: int, name: str) -> Path:
+    """Make a folder for so many bytes of what `name` says.
+
+    Raises
+    ------
+    OutputError : no such place, or too little space there.
+    """
+    folder = Path(os.environ.get(VARIABLE) or tempfile.gettempdir())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise OutputError(f"{folder}: no folder for scratch files; set {VARIABLE} to one")
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OutputError(
+            f"{name}: {_in_words(size)} of voxels are to be kept in {folder}, where "
+            f"{_in_words(free)} are free; set {VARIABLE} to a folder with more space"
+        )
+    return Path(tempfile.mkdtemp(prefix="medverse_nb-", dir=folder))
+
+
+def remove_with(holder: Any, place: Path) -> None:
+    """Remove a folder once nothing refers to `holder` any more, or the process ends."""
+    weakref.finalize(holder, _remove, place, os.getpid())
+
+
+def _filled(path: Path, slabs: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any]) -> Path:
+    x, y, _ = LAZY_CHUNK
+    create_array(path, shape, (x, y, slab_depth(shape, dtype.itemsize)), dtype)
+    array, start = open_array(path, writable=True), 0
+    for slab in slabs:
+        stop = start + slab.shape[2]
+        array[:, :, start:stop] = slab
+        start = stop
+    return path
+
+
+def _remove(place: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not at the end of a process that was forked off
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
