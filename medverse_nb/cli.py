@@ -118,8 +118,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict scans from labelled ones; with known labels, the Dice is told too."""
-    from .cohort import mean_scores, plan_cohort, predict_cohort
+    from .cohort import mean_scores, plan_cohort
     from .files import check_writable
+    from .many import CaseTask, predict_cases
     from .session import ICLSession
 
     wanted = parse_classes(classes)
@@ -129,7 +130,7 @@ def predict(
     session.add_context_folder(images, labels, names=plan.context)
     session.resolve(wanted)
     with _progress(len(plan.cases)) as advance:
-        rows = predict_cohort(session, plan.cases, out, classes=wanted, on_progress=advance)
+        rows = predict_cases(CaseTask(session, wanted, out), plan.cases, on_progress=advance)
     failed = [row for row in rows if "error" in row]
     for row in failed:
         log_console.print(f"error: {row['case']}: {row['error']}", style="red", soft_wrap=True)

@@ -1,30 +1,19 @@
-"""From folders to results: which cases serve as context, which are predicted, what is told."""
+"""Which cases of some folders serve as context and which are predicted, and their mean score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .classes import Classes
 from .context import by_name, case_name, find_pairs, list_volumes
 from .dicom import holds_dicom
-from .errors import ContextError, InputError, MedverseError, OutputError
-from .session import ICLSession
-
-CaseProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan to predict; `truth` where its label is known."""
-
-    name: str
-    image: Path
-    truth: Path | None = None
+from .errors import ContextError, InputError
+from .many import Case
+from .zarr_volumes import is_zarr
 
 
 @dataclass(frozen=True)
@@ -48,8 +37,8 @@ def plan_cohort(
 
     Parameters
     ----------
-    targets : files, folders of files, DICOM folders, in any mixture. A file or DICOM folder
-        named here is kept out of the context.
+    targets : files, folders of files, zarr and DICOM folders, in any mixture. One that is a
+        scan itself is kept out of the context.
     images, labels : the labelled folders in nnU-Net layout.
     context_size : L; None takes every labelled case that is not a target.
     limit : at most so many cases, in name order.
@@ -94,55 +83,14 @@ def plan_cohort(
 
 
 def _scans_in(target: Path) -> list[Path]:
-    """Return a folder's NIfTI files, or the target itself: a file or a DICOM folder."""
-    if target.is_dir():
+    """Return a folder's NIfTI files, or the target itself: a file, a zarr or a DICOM folder."""
+    if target.is_dir() and not is_zarr(target):
         try:
             return list_volumes(target)
         except ContextError:
             if not holds_dicom(target):
                 raise
     return [target]
-
-
-def predict_cohort(
-    session: ICLSession,
-    cases: Sequence[Case],
-    out: Path,
-    *,
-    classes: Classes = None,
-    on_progress: CaseProgress | None = None,
-) -> list[dict[str, Any]]:
-    """Predict and write every case; a bad case is reported in its row and the rest go on.
-
-    Returns one row a case: name, output, seconds, Dice by class where the truth is known,
-    or the error.
-
-    Raises
-    ------
-    OutputError : a result would overwrite a scan or its label.
-    """
-    inputs = {path.resolve() for case in cases for path in (case.image, case.truth) if path}
-    for case in cases:
-        if (out / f"{case.name}.nii.gz").resolve() in inputs:
-            raise OutputError(f"{out}: {case.name}.nii.gz there is an input; choose another folder")
-    rows: list[dict[str, Any]] = []
-    for number, case in enumerate(cases):
-        if on_progress:
-            on_progress(case.name, number, len(cases))
-        try:
-            prediction = session.predict(case.image, classes=classes, truth=case.truth)
-            written = prediction.write(out / f"{case.name}.nii.gz")
-        except OutputError:
-            raise  # the next case would be lost too
-        except MedverseError as error:
-            rows.append({"case": case.name, "error": str(error)})
-            continue
-        row = {"case": case.name, "output": str(written), **prediction.to_dict()}
-        row["seconds"] = prediction.manifest["seconds"]
-        rows.append(row)
-    if on_progress:
-        on_progress("", len(cases), len(cases))
-    return rows
 
 
 def mean_scores(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

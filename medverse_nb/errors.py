@@ -25,6 +25,10 @@ class OutputError(MedverseError, OSError):
     """A result that cannot be written where it was asked for."""
 
 
+class Cancelled(MedverseError):
+    """A run that was ended by the one who asked for it."""
+
+
 class ClusterError(MedverseError, RuntimeError):
     """Workers that could not do what they were asked for."""
 

@@ -90,14 +90,16 @@ class Reorientation:
         moved = np.transpose(array, (*range(lead), *(lead + s for s in self.source_axes)))
         return np.flip(moved, tuple(lead + axis for axis in range(3) if self.flipped[axis]))
 
+    @property
+    def inverse(self) -> Reorientation:
+        """The way back."""
+        x, y, z = (self.shape[axis] for axis in self.source_axes)
+        back = [(axis, self.transform[axis, 1]) for axis in self.source_axes]
+        return Reorientation(np.array(back), (x, y, z))
+
     def undo(self, array: Array) -> Array:
         """Bring an array back to the file's axes."""
-        lead = array.ndim - 3
-        spatial = self.transform[:, 0].astype(int)
-        flips = (lead + int(spatial[s]) for s in range(3) if self.transform[s, 1] < 0)
-        return np.transpose(
-            np.flip(array, tuple(flips)), (*range(lead), *(lead + int(axis) for axis in spatial))
-        )
+        return self.inverse.apply(array)
 
     def affine(self, affine: Affine) -> Affine:
         """Return the affine of the reoriented volume."""

@@ -24,8 +24,8 @@ from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.windows import Window
 from .io import check_output, stem_of, write_volume
-from .regions import read
-from .volume import affine_of, make_volume, values_of, with_data
+from .regions import read, slabs
+from .volume import affine_of, make_volume, view_of, with_data
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,15 @@ class Prediction:
         """Integer mask (x, y, z): the likeliest class, background where none exceeds 0.5."""
         if self.probability is None:
             raise InputError("an image task has no mask; its answer is .image")
-        best = self.probability.max("class") > 0.5
-        index = self.probability.argmax("class")
-        numbers = np.array([spec.number for spec in self.classes])
-        dtype = (
-            np.uint8 if numbers.max() < 256 else np.uint16 if numbers.max() < 65536 else np.int32
-        )
-        return with_data(self.target, (best.values * numbers[index.values]).astype(dtype), "mask")
+        highest = max(spec.number for spec in self.classes)
+        dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
+        numbers: NDArray[Any] = np.array([spec.number for spec in self.classes], dtype)
+        data = self.probability.data
+        if isinstance(data, np.ndarray):
+            return with_data(self.target, _likeliest(data, numbers), "mask")
+        whole = data.rechunk({0: -1})  # all classes of a voxel
+        lazy = whole.map_blocks(_likeliest, numbers, dtype=dtype, drop_axis=0)
+        return with_data(self.target, lazy, "mask")
 
     @property
     def answer(self) -> xr.DataArray:
@@ -134,18 +136,25 @@ class Prediction:
     def statistics(self) -> pd.DataFrame:
         """Voxels, millilitres, mean and spread of the target's intensity, one row a class."""
         voxel_ml = abs(np.linalg.det(affine_of(self.target)[:3, :3])) / 1000
-        scan = values_of(self.target).astype(np.float64)
+        sums = dict.fromkeys([spec.number for spec in self.classes], np.zeros(3))
+        if self.classes:
+            views = view_of(self.target), view_of(self.mask)
+            for scan, mask in zip(*map(slabs, views), strict=True):
+                for number in sums:
+                    inside = scan[mask == number].astype(np.float64)
+                    sums[number] = sums[number] + (inside.size, inside.sum(), (inside**2).sum())
         rows = []
         for spec in self.classes:
-            inside = scan[values_of(self.mask) == spec.number]
+            voxels, total, squares = sums[spec.number]
+            mean = total / voxels if voxels else float("nan")
             rows.append(
                 {
                     "class": spec.name,
                     "number": spec.number,
-                    "voxels": inside.size,
-                    "millilitres": round(inside.size * voxel_ml, 6),
-                    "mean": float(inside.mean()) if inside.size else float("nan"),
-                    "spread": float(inside.std()) if inside.size else float("nan"),
+                    "voxels": int(voxels),
+                    "millilitres": round(voxels * voxel_ml, 6),
+                    "mean": mean,
+                    "spread": np.sqrt(max(0.0, squares / voxels - mean**2)) if voxels else mean,
                 }
             )
         columns = ["class", "number", "voxels", "millilitres", "mean", "spread"]
@@ -225,6 +234,15 @@ class Prediction:
             parts.append(self.score.to_html(float_format="{:.3f}".format))
         parts += [f"<p><b>Warning:</b> {escape(text)}</p>" for text in self.warnings]
         return "\n".join(parts)
+
+
+def _likeliest(
+    probability: NDArray[np.float32], numbers: NDArray[np.integer]
+) -> NDArray[np.integer]:
+    """Return the number of the likeliest class, 0 where none exceeds 0.5."""
+    chosen = numbers[probability.argmax(axis=0)]
+    chosen[probability.max(axis=0) <= 0.5] = 0
+    return chosen
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

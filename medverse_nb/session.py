@@ -4,46 +4,55 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from .answer import make_image, make_probability
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
 from .context import (
     ContextPair,
     ContextSet,
     Task,
+    content_hash,
     find_class_table,
     find_pairs,
     make_pair,
 )
-from .errors import ContextError, InputError, NotBuiltYet
+from .errors import Cancelled, ContextError, InputError, NotBuiltYet
 from .evaluation.doctor import Report, examine
 from .evaluation.scoring import score_image, score_mask
 from .geometry import ALIGNS, Align
-from .inference.autoregressive import Step, run
+from .inference.autoregressive import OnProgress, Step, Storage, run
+from .inference.engine import run_threads
 from .inference.inputs import PairInputs, Values
 from .inference.recipe import Settings
+from .inference.runner import name_of_network, network_called
+from .inference.storage import RunFolder, in_memory_or_scratch
 from .intensity import IntensityScale, quantile_scale
 from .io import Source, VolumeWarning, name_of, read_volume
 from .manifest import describe_run
+from .many import Case, CaseTask, predict_cases, table_of
 from .model.device import choose_precision
 from .model.registry import find_weights, load_model
-from .model.weights import weights_hash
+from .model.weights import network_hash, weights_hash
 from .placement import CanonicalVolume
 from .prediction import Prediction, recorded_steps
-from .regions import read
 from .tuning import Tuning, tune_on_pairs
 from .views import mapped
 from .volume import values_of, with_data
+
+if TYPE_CHECKING:
+    from .inference.cluster import Cluster
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
 
@@ -58,7 +67,8 @@ class ICLSession:
     device : "auto", "cpu", "cuda", "cuda:N" or "mps".
     precision : "auto" (bfloat16 where the hardware has it), "float32" or "bfloat16".
     align : how a pair is placed on the target: "box", "center" or "world".
-    client : a Dask client; still owed by the engine issue.
+    client : a Dask `distributed.Client`; its workers run the windows, and in `predict_many`
+        whole scans (extra `distributed`).
 
     Raises
     ------
@@ -76,8 +86,6 @@ class ICLSession:
         align: Align = "box",
         client: Any = None,
     ) -> None:
-        if client is not None:
-            raise NotBuiltYet("client= comes with the engine issue")
         for name, value, allowed in (
             ("task", task, ("segmentation", "image")),
             ("align", align, ALIGNS),
@@ -91,6 +99,7 @@ class ICLSession:
         self.precision = choose_precision(precision, self.device)
         if self.precision != "float32":  # 2 to 3 times faster there, slower in float32
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.cluster = _open_cluster(client, device)
         self.task: Task = task
         self.align: Align = align
         self.context = ContextSet()
@@ -210,6 +219,8 @@ class ICLSession:
         truth: Source | None = None,
         trust: str = "off",
         affine: Any = None,
+        folder: str | Path | None = None,
+        cancel: Event | None = None,
         on_progress: Progress | None = None,
     ) -> Prediction:
         """Predict the label of one scan, on the scan's own grid.
@@ -223,19 +234,24 @@ class ICLSession:
         truth : the known label; fills `.score` with Dice (or PSNR) beside the mean label's.
         trust : "off"; the trust score is still owed by its issue.
         affine : for arrays and `.npy`.
+        folder : keeps every scale as it grows; a run that was cut short goes on from there.
+            None keeps them in memory, large ones in scratch space.
+        cancel : a `threading.Event`; once set, the run ends after the window it is at.
         on_progress : called with what is being done, windows done, and of how many.
 
         Raises
         ------
-        InputError : a target or truth that cannot be read.
+        InputError : a target or truth that cannot be read, or a `folder` of another run.
         ContextError : no pairs, no foreground, or a class that no pair has.
+        OutputError : no space left for the run.
+        ClusterError : workers of `client` that could not do it.
+        Cancelled : by `cancel`.
 
         Source: Medverse Eqs. 2-4 through `predict_array`.
         """
         if trust != "off":
             raise NotBuiltYet(f"trust={trust!r} comes with the trust issue")
-        if not len(self.context):
-            raise ContextError("the session has no context; add_context a labelled pair first")
+        self._check_context()
         specs = self.resolve(classes)
         started = time.perf_counter()
         with _collected_warnings() as messages:
@@ -243,9 +259,11 @@ class ICLSession:
             known = None if truth is None else self._read_truth(truth, volume)
         canonical = CanonicalVolume.of(volume)
         scale = quantile_scale(canonical.view)
-        steps = self._run(canonical, scale, specs, on_progress)
+        storage = self._open_folder(folder, canonical, specs) if folder else in_memory_or_scratch
+        report = _reporting(on_progress, cancel)
+        steps = self._run(canonical, scale, specs, storage, report)
         seconds = time.perf_counter() - started
-        probability, image = self._on_target_grid(steps[-1], volume, canonical, specs)
+        probability, image = self._answer(steps[-1], volume, canonical, specs)
         prediction = Prediction(
             target=volume,
             classes=tuple(specs),
@@ -268,6 +286,52 @@ class ICLSession:
             prediction = replace(prediction, score=self._score(prediction, known, canonical))
         self.last = prediction
         return prediction
+
+    def predict_many(
+        self,
+        targets: Sequence[Source] | Mapping[str, Source],
+        *,
+        out: str | Path | None = None,
+        classes: Classes = None,
+        truths: Mapping[str, Source] | None = None,
+        on_progress: Progress | None = None,
+    ) -> pd.DataFrame:
+        """Predict a cohort; a bad scan is told in the table and the rest go on.
+
+        With a `client` its workers take a scan each, read it and write its result; they then
+        need the same file system.
+
+        Parameters
+        ----------
+        targets : scans, or scans by name; paths serve best with a client.
+        out : folder for `NAME.nii.gz` and `NAME.json`; None keeps the table alone.
+        classes : as in `predict`.
+        truths : known labels by name; they fill the score columns.
+        on_progress : called with a scan's name, scans done, and of how many.
+
+        Returns
+        -------
+        A line a scan and class: `case`, `class`, statistics, scores, `seconds`, `output`,
+        `error`.
+
+        Raises
+        ------
+        InputError : two scans of one name, or a truth without a scan.
+        ContextError : no pairs, or a class that no pair has.
+        OutputError : a result would overwrite its scan, or cannot be written.
+        """
+        self._check_context()
+        self.resolve(classes)
+        named = dict(targets) if isinstance(targets, Mapping) else None
+        scans = list(named.items()) if named else [(name_of(scan), scan) for scan in targets]
+        known = dict(truths or {})
+        if alone := sorted(set(known) - {name for name, _ in scans}):
+            raise InputError(f"truths without a scan of that name: {', '.join(alone)}")
+        cases = [Case(name, scan, known.get(name)) for name, scan in scans]
+        if self.cluster:
+            self.cluster.send(self.network)
+        task = CaseTask(self, classes, Path(out) if out else None)
+        return table_of(predict_cases(task, cases, cluster=self.cluster, on_progress=on_progress))
 
     def tune(
         self,
@@ -351,11 +415,26 @@ class ICLSession:
         """Open the context workbench; still owed by the explorers issue."""
         raise NotBuiltYet("explore_context() comes with the explorers issue")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what a worker has or does not need: network, cluster, last answer."""
+        state = {**self.__dict__, "cluster": None, "last": None}
+        return state | {"network": name_of_network(self.network) or self.network}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.network, str):
+            self.network = network_called(self.network)
+        self.device = next(self.network.parameters()).device
+
     def __repr__(self) -> str:
         return (
             f"<ICLSession {self.model_name} on {self.device} in {self.precision}: "
             f"{len(self.context)} pairs, values {self.context.values}>"
         )
+
+    def _check_context(self) -> None:
+        if not len(self.context):
+            raise ContextError("the session has no context; add_context a labelled pair first")
 
     def _missing_class_warnings(self, specs: list[ClassSpec]) -> list[str]:
         messages = []
@@ -367,24 +446,45 @@ class ICLSession:
                 )
         return messages
 
+    def _open_folder(
+        self, folder: str | Path, canonical: CanonicalVolume, specs: list[ClassSpec]
+    ) -> Storage:
+        """Open a run's folder, new or cut short, for what is being asked now."""
+        asked = {
+            "medverse_nb": version("medverse_nb"),
+            "weights": network_hash(self.network),
+            "task": self.task,
+            "align": self.align,
+            "precision": self.precision,
+            "classes": [spec.to_dict() for spec in specs],
+            "context": [pair.hash for pair in self.context],
+            "target": content_hash(canonical.view, canonical.grid),
+        }
+        return RunFolder(Path(folder), asked).storage
+
     def _run(
         self,
         canonical: CanonicalVolume,
         scale: IntensityScale,
         specs: list[ClassSpec],
-        on_progress: Progress | None,
+        storage: Storage,
+        on_progress: OnProgress,
     ) -> list[Step]:
         """Run the network over all scales, for all classes or for the image task."""
         wanted: list[Values] = [*(spec.values for spec in specs)] or [None]
         scan = mapped(canonical.view, scale.apply)
         inputs = PairInputs(scan, canonical.grid, self.context.pairs, self.align, wanted)
-
-        def report(number: int, scales: int, done: int, count: int) -> None:
-            if on_progress:
-                on_progress(f"scale {number} of {scales}", done, count)
-
         settings = Settings(precision=self.precision)
-        return run(self.network, inputs, settings, on_progress=report)
+        if self.cluster:
+            self.cluster.send(self.network)
+        return run(
+            self.network,
+            inputs,
+            settings,
+            storage=storage,
+            executor=self.cluster or run_threads,
+            on_progress=on_progress,
+        )
 
     @staticmethod
     def _run_names(specs: list[ClassSpec]) -> list[str]:
@@ -398,29 +498,50 @@ class ICLSession:
             return score_image(answer, truth, values_of(prediction.target))
         return score_mask(answer, truth, prediction.classes, self.context, canonical, self.align)
 
-    def _on_target_grid(
+    def _answer(
         self,
         last: Step,
-        volume: xr.DataArray,
+        target: xr.DataArray,
         canonical: CanonicalVolume,
         specs: list[ClassSpec],
     ) -> tuple[xr.DataArray | None, xr.DataArray | None]:
-        answers = np.stack([read(view) for view in last.predictions])
-        stacked = np.ascontiguousarray(canonical.reorientation.undo(answers))
+        """Return the probability, or the image of an image task, on the target's grid."""
+        turn = canonical.reorientation
         if specs:
-            clipped = np.clip(stacked, 0, 1)
-            names = {"class": self._run_names(specs)}
-            return with_data(volume, clipped, "probability", names), None
+            return make_probability(last.predictions, self._run_names(specs), target, turn), None
         scales = [pair.label_scale for pair in self.context]
-        back = IntensityScale(
-            float(np.median([s.low for s in scales])), float(np.median([s.high for s in scales]))
-        )
-        return None, with_data(volume, back.invert(np.clip(stacked[0], 0, 1)), "image")
+        return None, make_image(last.predictions[0], scales, target, turn)
 
     def _read_truth(self, truth: Source, target: xr.DataArray) -> NDArray[Any]:
         """Return the truth's voxels in the target's axis order."""
         pair = make_pair(target, truth, name="truth", task=self.task)
         return values_of(pair.label)
+
+
+def _open_cluster(client: Any, device: str) -> Cluster | None:
+    if client is None:
+        return None
+    try:
+        from .inference.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'client= needs {error.name}: pip install "medverse_nb[distributed]"'
+        ) from error
+    return Cluster(client, device)
+
+
+def _reporting(on_progress: Progress | None, cancel: Event | None) -> OnProgress:
+    """Return what is told of every window: it passes it on, or ends the run."""
+
+    def report(number: int, scales: int, done: int, count: int) -> None:
+        if on_progress:
+            on_progress(f"scale {number} of {scales}", done, count)
+        if cancel and cancel.is_set():
+            raise Cancelled(
+                f"cancelled at scale {number} of {scales}, after {done} of {count} windows"
+            )
+
+    return report
 
 
 @contextmanager

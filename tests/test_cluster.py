@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import cloudpickle
 import dask
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from medverse_nb import ICLSession
 from medverse_nb.errors import ClusterError, InputError
 from medverse_nb.inference import crops as crops_file
 from medverse_nb.inference.autoregressive import run, take_arrays
@@ -165,7 +167,7 @@ def test_a_batch_that_kills_its_workers_is_told(network, monkeypatch):
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
-        pytest.raises(ClusterError, match="workers died 1 times over one batch of windows"),
+        pytest.raises(ClusterError, match="workers died 1 times over one task"),
     ):
         predict_broken(client, network, monkeypatch, deadly=True)
 
@@ -177,3 +179,41 @@ def test_no_worker_is_told(network):
         pytest.raises(ClusterError, match="no worker left"),
     ):
         predict(network, executor=executor_of(client, network))
+
+
+# --- through a session -----------------------------------------------------------------------------
+
+
+def open_session(cohort, weights, client=None) -> ICLSession:
+    session = ICLSession(weights, device="cpu", precision="float32", client=client)
+    session.add_context_folder(cohort.images, cohort.labels)
+    return session
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_session_predicts_the_same_with_a_client(client, cohort, tiny_weights):
+    alone = open_session(cohort, tiny_weights).predict(cohort.scan)
+    spread = open_session(cohort, tiny_weights, client).predict(cohort.scan)
+    assert np.array_equal(spread.probability.values, alone.probability.values)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_cohort_is_spread_over_the_workers(client, cohort, tiny_weights, tmp_path):
+    scans = {f"scan-{i}": cohort.scan for i in range(4)} | {"none": cohort.root / "none.nii.gz"}
+    truths = {"scan-0": cohort.labels / "one.nii.gz"}
+    alone = open_session(cohort, tiny_weights).predict_many(scans, truths=truths)
+    killed = []
+
+    def kill_one(*_progress):
+        if not killed:
+            killed.append(next(iter(client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    session = open_session(cohort, tiny_weights, client)
+    spread = session.predict_many(scans, truths=truths, out=tmp_path / "out", on_progress=kill_one)
+    assert killed
+    columns = ["case", "class", "voxels", "dice", "mean_label_dice", "error"]
+    pd.testing.assert_frame_equal(spread[columns], alone[columns])
+    assert "no such file" in spread.iloc[-1]["error"]
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
+    client.wait_for_workers(2, timeout=60)

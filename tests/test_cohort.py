@@ -2,8 +2,9 @@ import shutil
 
 import pytest
 
-from medverse_nb.cohort import Case, mean_scores, plan_cohort, predict_cohort
+from medverse_nb.cohort import mean_scores, plan_cohort
 from medverse_nb.errors import ContextError, InputError, OutputError
+from medverse_nb.many import Case, CaseTask, predict_cases
 from medverse_nb.session import ICLSession
 
 
@@ -88,7 +89,7 @@ def test_an_input_is_never_overwritten(cohort, tiny_weights, where):
     folder = getattr(cohort, where)
     before = {path: path.read_bytes() for path in cohort.root.rglob("*.nii.gz")}
     with pytest.raises(OutputError, match="is an input"):
-        predict_cohort(session, made.cases, folder)
+        predict_cases(CaseTask(session, None, folder), made.cases)
     assert {path: path.read_bytes() for path in cohort.root.rglob("*.nii.gz")} == before
 
 

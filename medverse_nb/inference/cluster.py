@@ -1,32 +1,37 @@
-"""Running windows on the workers of a Dask cluster (extra `distributed`).
+"""Running windows, or whole cases, on the workers of a Dask cluster (extra `distributed`).
 
-The network goes to every worker once, by a plugin, and to workers that join later; tasks
-only name it. What a scale reads goes to every worker once a scale. Blended chunks come back
-to the client, which writes them, so that workers need no file system but the one large
+A network goes to every worker once, by a plugin, and to workers that join later; tasks only
+name it. What all tasks of a job share goes to every worker once a job. Blended chunks come
+back to the client, which writes them, so that workers need no file system but the one large
 scans are read from.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import os
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_completed
 from distributed.client import FutureCancelledError
 
-from ..errors import ClusterError
+from ..errors import ClusterError, InputError
 from ..model.device import choose_device
 from ..model.network import ICLNetwork
-from ..resampling import FloatArray
-from .engine import Batch, OnBatch, Plan, Predict, Write, blend_chunk
+from ..model.weights import network_hash
+from .engine import OnBatch, Plan, Predict, Write, blend_chunk
 from .runner import know
 
-RETRIES = 1
+T = TypeVar("T")
+R = TypeVar("R")
+RETRIES = 1  # of a task that failed; a worker that died is made up for anyway
 GPU = "GPU"  # the resource that a worker with a GPU of its own announces
+_jobs = itertools.count(1)
 
 
 class Cluster:
@@ -34,18 +39,23 @@ class Cluster:
 
     Parameters
     ----------
-    client : connected. Workers started with `resources={"GPU": 1}` take one window at a time.
+    client : connected. Workers started with `resources={"GPU": 1}` take one task at a time.
     device : of the networks on the workers, as in `load_model`.
+
+    Raises
+    ------
+    InputError : a client that is none, or an asynchronous one.
     """
 
     def __init__(self, client: Client, device: str = "auto") -> None:
+        if not isinstance(client, Client) or client.asynchronous:
+            raise InputError(f"client={client!r} is no synchronous dask.distributed.Client")
         self.client, self.device = client, device
         self.sent: set[str] = set()
-        self.runs = itertools.count(1)
 
     def send(self, network: ICLNetwork) -> None:
         """Make a network known to every worker; once for the same weights."""
-        name = f"medverse-nb-{_fingerprint(network)}"
+        name = f"medverse-nb-{network_hash(network)[:16]}"
         know(name, network)
         if name not in self.sent:
             plugin = NetworkPlugin(name, copy.deepcopy(network).cpu(), self.device)
@@ -59,66 +69,52 @@ class Cluster:
         ------
         ClusterError : no worker, or workers that died over the same task again and again.
         """
-        futures: set[Future[Any]] = set()
-        try:
-            self._run(plan, predict, write, on_batch, futures)
-        except KilledWorker as error:
-            raise ClusterError(
-                f"workers died {error.allowed_failures + 1} times over one batch of windows, most "
-                "likely for want of memory; give them more, or lower batch or mini_context_size"
-            ) from error
-        except (FutureCancelledError, TimeoutError) as error:
-            raise ClusterError(
-                "the cluster has no worker left, or lost what was sent to it; what is finished "
-                "is kept, run again to go on"
-            ) from error
-        finally:
-            self.client.cancel(futures, force=True)
+        with _job(self.client, predict) as job:
+            tiles = {i: job.call("windows", i, plan.batches[i]) for i in plan.needed}
+            chunks = {
+                job.submit(
+                    "chunk",
+                    chunk.number,
+                    blend_chunk,
+                    chunk.region,
+                    plan.over(chunk),
+                    [tiles[i] for i in chunk.over],
+                ): chunk
+                for chunk in plan.chunks
+            }
+            numbers = {future.key: i for i, future in tiles.items()}
+            awaited = Counter(i for chunk in plan.chunks for i in chunk.over)
+            for future in job.finished():
+                if future.status == "error":
+                    raise future.exception()
+                if future.key in numbers:
+                    on_batch(plan.batches[numbers[future.key]])
+                    continue
+                chunk = chunks.pop(future)
+                write(chunk, future.result())
+                awaited.subtract(chunk.over)
+                for i in chunk.over:
+                    if not awaited[i]:
+                        tiles.pop(i, None)  # not before: the scheduler may not know the chunk yet
 
-    def _run(
-        self,
-        plan: Plan,
-        predict: Predict,
-        write: Write,
-        on_batch: OnBatch,
-        futures: set[Future[Any]],
-    ) -> None:
-        options: dict[str, Any] = {"pure": False, "retries": RETRIES}
-        run = next(self.runs)
-        shared = self.client.scatter(predict, broadcast=True, hash=False)
-        futures.add(shared)
-        on_gpu = {"resources": {GPU: 1}} if self._has_gpus() else {}
-        tiles = {
-            i: self.client.submit(
-                _predict, shared, plan.batches[i], key=f"windows-{run}-{i}", **options, **on_gpu
-            )
-            for i in plan.needed
-        }
-        chunks = {
-            self.client.submit(
-                blend_chunk,
-                chunk.region,
-                plan.over(chunk),
-                [tiles[i] for i in chunk.over],
-                key=f"chunk-{run}-{chunk.number}",
-                **options,
-            ): chunk
-            for chunk in plan.chunks
-        }
-        batches = {tiles.pop(i): plan.batches[i] for i in plan.needed}
-        futures |= {*batches, *chunks}
-        for future in as_completed([*batches, *chunks]):
-            if future.status == "error":
-                raise future.exception()
-            if future in chunks:
-                write(chunks.pop(future), future.result())
-            else:
-                on_batch(batches.pop(future))  # its tiles stay for the chunks over them alone
-            futures.remove(future)
+    def each(
+        self, function: Callable[[T], R], items: Sequence[T]
+    ) -> Iterator[tuple[T, R | ClusterError]]:
+        """Call a function of every item on the workers; yield items and results as they come.
 
-    def _has_gpus(self) -> bool:
-        workers = self.client.scheduler_info()["workers"].values()
-        return any(worker.get("resources", {}).get(GPU) for worker in workers)
+        An item over which workers died has a `ClusterError` for a result; what the function
+        raises is raised here.
+        """
+        with _job(self.client, function) as job:
+            futures = {job.call("case", i, item): item for i, item in enumerate(items)}
+            for future in job.finished():
+                error = future.exception() if future.status == "error" else None
+                if isinstance(error, KilledWorker):
+                    yield futures.pop(future), _died(error)
+                elif error:
+                    raise error
+                else:
+                    yield futures.pop(future), future.result()
 
 
 class NetworkPlugin(WorkerPlugin):
@@ -136,14 +132,65 @@ class NetworkPlugin(WorkerPlugin):
         know(self.name, self.network)
 
 
-def _predict(predict: Predict, batch: Batch) -> FloatArray:
-    return predict(batch)
+class _Job:
+    """Tasks that belong together, and a function that is sent to every worker for them."""
+
+    def __init__(self, client: Client, function: Callable[[Any], Any]) -> None:
+        self.client, self.number = client, next(_jobs)
+        workers = client.scheduler_info()["workers"].values()
+        has_gpus = any(worker.get("resources", {}).get(GPU) for worker in workers)
+        self.resources = {GPU: 1} if has_gpus else None
+        self.open: set[Future[Any]] = set()
+        self.function = client.scatter(function, broadcast=True, hash=False)
+
+    def call(self, name: str, number: int, item: Any) -> Future[Any]:
+        """Call the function of an item, where there are GPUs on a worker with one."""
+        return self.submit(name, number, _call, self.function, item, resources=self.resources)
+
+    def submit(self, name: str, number: int, *call: Any, resources: Any = None) -> Future[Any]:
+        """Call something; the dashboard shows tasks by name."""
+        future = self.client.submit(
+            *call,
+            key=f"{name}-{self.number}-{number}",
+            pure=False,
+            retries=RETRIES,
+            resources=resources,
+        )
+        self.open.add(future)
+        return future
+
+    def finished(self) -> Iterator[Future[Any]]:
+        """Yield tasks as they end, well or not; the job lets go of them."""
+        for future in as_completed(list(self.open)):
+            self.open.remove(future)
+            yield future
 
 
-def _fingerprint(network: ICLNetwork) -> str:
-    """Return a hash of a network's configuration, weights and their layout."""
-    digest = hashlib.sha256(repr(network.config).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.stride())}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+@contextmanager
+def _job(client: Client, function: Callable[[Any], Any]) -> Iterator[_Job]:
+    """Open a job, and cancel what is left of it at the end."""
+    job = None
+    try:
+        job = _Job(client, function)
+        yield job
+    except KilledWorker as error:
+        raise _died(error) from error
+    except (FutureCancelledError, TimeoutError) as error:
+        raise ClusterError(
+            "the cluster has no worker left, or lost what was sent to it; what is finished is "
+            "kept, run again to go on"
+        ) from error
+    finally:
+        if job and job.open:
+            client.cancel(list(job.open))  # only what is held here: others upset the scheduler
+
+
+def _died(error: KilledWorker) -> ClusterError:
+    return ClusterError(
+        f"workers died {error.allowed_failures + 1} times over one task, most likely for want of "
+        "memory; give them more"
+    )
+
+
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)

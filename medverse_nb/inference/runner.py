@@ -74,6 +74,16 @@ def know(name: str, model: ICLNetwork) -> None:
     _known[name] = model
 
 
+def name_of_network(model: ICLNetwork) -> str | None:
+    """Return the name a network is known by, if it is."""
+    return _names.get(model)
+
+
+def network_called(name: str) -> ICLNetwork:
+    """Return the network known by a name."""
+    return _known[name]
+
+
 def recall(name: str, precision: Precision, mini_context_size: int | None) -> WindowRunner:
     """Return a runner of the network of that name."""
-    return WindowRunner(_known[name], precision, mini_context_size)
+    return WindowRunner(network_called(name), precision, mini_context_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from ..errors import InputError, OutputError
 from ..files import check_writable, write_atomically
 from ..geometry import Shape
 from ..resampling import FloatArray
+from ..scratch import make_place, remove_with
+from ..stored import is_large
 from ..zarr_files import create_array, open_array
 
 MANIFEST = "run.json"
@@ -94,6 +97,16 @@ class FolderStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FolderStore, (self.folder, self.shape, self.sides)
+
+
+def in_memory_or_scratch(scale: int, shape: tuple[int, ...], sides: Shape) -> Store:
+    """Keep a scale in memory, a large one in scratch space until nothing refers to it."""
+    if not is_large(shape):
+        return MemoryStore(shape)
+    place = make_place(4 * math.prod(shape), f"scale {scale}")
+    store = FolderStore(place, shape, sides)
+    remove_with(store, place)
+    return store
 
 
 class RunFolder:

@@ -125,6 +125,15 @@ def weights_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def network_hash(network: ICLNetwork) -> str:
+    """Return a SHA-256 of a network in memory: configuration, weights and their layout."""
+    digest = hashlib.sha256(repr(network.config).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.stride())}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,0 +1,138 @@
+"""A cohort, case after case or side by side on a cluster: a bad case is told and the rest go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+
+from .classes import Classes
+from .errors import ClusterError, InputError, MedverseError, OutputError
+from .io import Source
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from .inference.cluster import Cluster
+
+CaseProgress = Callable[[str, int, int], None]  # a case, cases done, of how many
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to predict; `truth` where its label is known."""
+
+    name: str
+    image: Source
+    truth: Source | None = None
+
+
+class Predictor(Protocol):
+    """What predicts a case: an `ICLSession`."""
+
+    def predict(
+        self, target: Source, *, classes: Classes = None, truth: Source | None = None
+    ) -> Prediction:
+        """Predict the label of one scan."""
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """Predicts a case and writes it where `out` is given; can be sent to another process."""
+
+    predictor: Predictor
+    classes: Classes
+    out: Path | None
+
+    def __call__(self, case: Case) -> Row:
+        """Return what is told of the case; of a bad one, its error."""
+        try:
+            prediction = self.predictor.predict(case.image, classes=self.classes, truth=case.truth)
+            written = self.out and prediction.write(self.out / f"{case.name}.nii.gz")
+        except OutputError:
+            raise  # the next case would be lost too
+        except MedverseError as error:
+            return {"case": case.name, "error": str(error)}
+        row: Row = {"case": case.name, "output": str(written)} if written else {"case": case.name}
+        return row | prediction.to_dict() | {"seconds": prediction.manifest["seconds"]}
+
+
+def predict_cases(
+    task: CaseTask,
+    cases: Sequence[Case],
+    *,
+    cluster: Cluster | None = None,
+    on_progress: CaseProgress | None = None,
+) -> list[Row]:
+    """Predict every case; a bad one is told in its row and the rest go on.
+
+    Parameters
+    ----------
+    cluster : its workers take a case each, and write it.
+    on_progress : called with a case and how many are done: here before it, of a cluster
+        after it; once more at the end.
+
+    Returns
+    -------
+    One row a case, in their order: `case`, then `output`, `seconds` and the prediction's
+    classes, statistics, score, warnings and manifest, or `error`.
+
+    Raises
+    ------
+    InputError : two cases of one name.
+    OutputError : a result would overwrite a scan or its label, or cannot be written.
+    """
+    _check(cases, task.out)
+    tell = on_progress or (lambda _name, _done, _count: None)
+    rows: dict[str, Row] = {}
+    if cluster:
+        for case, outcome in cluster.each(task, cases):
+            rows[case.name] = (
+                {"case": case.name, "error": str(outcome)}
+                if isinstance(outcome, ClusterError)
+                else outcome
+            )
+            tell(case.name, len(rows), len(cases))
+    else:
+        for case in cases:
+            tell(case.name, len(rows), len(cases))
+            rows[case.name] = task(case)
+    tell("", len(cases), len(cases))
+    return [rows[case.name] for case in cases]
+
+
+def _check(cases: Sequence[Case], out: Path | None) -> None:
+    names = [case.name for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"cases need names of their own; more than one is called {twice[0]!r}")
+    if out is None:
+        return
+    given = [source for case in cases for source in (case.image, case.truth)]
+    inputs = {Path(path).resolve() for path in given if isinstance(path, (str, os.PathLike))}
+    for name in names:
+        if (out / f"{name}.nii.gz").resolve() in inputs:
+            raise OutputError(f"{out}: {name}.nii.gz there is an input; choose another folder")
+
+
+def table_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return rows of cases as a table: a line a case and class, and one for each bad case.
+
+    Columns: `case`, `class`, the class's statistics and scores, `seconds`, `output`, `error`.
+    """
+    lines: list[Row] = []
+    for row in rows:
+        common: Row = {
+            key: row[key] for key in ("case", "seconds", "output", "error") if key in row
+        }
+        classes: dict[str, Row] = {}
+        for part in (*row.get("statistics", ()), *(row.get("score") or ())):
+            classes.setdefault(part["class"], {}).update(part)
+        lines += [common | values for values in classes.values()] or [common]
+    first, last = ["case", "class"], ["seconds", "output", "error"]
+    table = pd.DataFrame(lines)
+    between = [column for column in table.columns if column not in (*first, *last)]
+    return table.reindex(columns=[*first, *between, *last])
