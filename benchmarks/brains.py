@@ -77,6 +77,21 @@ def box_of(head: HeadMap, structure: int) -> tuple[Tensor, Tensor]:
     return inside.min(0).values, inside.max(0).values
 
 
+def draw_structure(
+    heads: Sequence[HeadMap], name: str, target: int, arrangement: Arrangement
+) -> tuple[NDArray, NDArray]:
+    """Draw the boxes around a structure, always the same: a held-out target, then eight pairs.
+
+    Returns
+    -------
+    Images in [0, 1] and FreeSurfer values, each (1 + PAIRS, X, Y, Z).
+    """
+    generator = Generator().manual_seed(SEED + 100 * STRUCTURES[name] + target)
+    labels = cut(choose(heads, target, generator), STRUCTURES[name], arrangement, generator)
+    images = render_images(labels, generator, labels.classes.shape[-1])
+    return images.numpy(), np.asarray(labels.values)[labels.classes.numpy()]
+
+
 def session_of(model: str, images: NDArray, labels: NDArray, task: str) -> mv.ICLSession:
     """Open a session with these pairs."""
     session = mv.ICLSession(model, task=task)
@@ -98,11 +113,7 @@ def score_structure(
 
     The swap asks for another structure of the same box; the answer should not be the first.
     """
-    generator = Generator().manual_seed(SEED + 100 * STRUCTURES[name] + target)
-    labels = cut(choose(heads, target, generator), STRUCTURES[name], arrangement, generator)
-    side = labels.classes.shape[-1]
-    images = render_images(labels, generator, side).numpy()
-    classes = np.asarray(labels.values)[labels.classes.numpy()]
+    images, classes = draw_structure(heads, name, target, arrangement)
     wanted = STRUCTURES[name]
     session = session_of(
         model, images[1:], (classes[1:] == wanted).astype(np.uint8), "segmentation"

@@ -13,11 +13,11 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results.json")
 
 
-def record(name: str, figures: dict[str, Any]) -> None:
+def record(name: str, figures: dict[str, Any], path: Path = RESULTS) -> None:
     """Replace the entry `name`, and say how it was measured."""
     import torch
 
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results[name] = {
         **figures,
         "measured": {
@@ -29,7 +29,7 @@ def record(name: str, figures: dict[str, Any]) -> None:
         },
     }
     text = json.dumps(dict(sorted(results.items())), indent=2) + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def processor() -> str:

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from medverse_nb.training.config import read_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,6 +19,14 @@ def tables(monkeypatch):
     import tables
 
     return tables
+
+
+@pytest.fixture
+def ablations(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import ablations
+
+    return ablations
 
 
 def test_pages_hold_the_measured_tables(tables):
@@ -32,6 +43,81 @@ def test_a_typed_figure_is_noticed(tables):
     typed = page.replace(figure, "0.999")
     assert typed != page
     assert tables.render(typed, results) != typed
+
+
+EMPTY_BLOCK = "Before.\n\n<!-- benchmark:ablations -->\n<!-- benchmark:end -->\n\nAfter.\n"
+
+
+def arm_of_known_figures():
+    row = {"step": 1204, "minutes": 12.0, "dice_1": 0.4, "dice_8": 0.5, "native_dice": 0.6}
+    return row | {"mean_label_1": 0.1, "mean_label_8": 0.2, "native_mean_label": 0.3}
+
+
+def test_ablations_have_one_row_an_arm_under_a_heading(tables):
+    result = {
+        **result_of("speed"),
+        "minutes": 12,
+        "subjects": 2,
+        "pairs": 8,
+        "rows": {"no BAM": arm_of_known_figures()},
+    }
+    page = tables.render(EMPTY_BLOCK, {"ablations": result})
+    assert "| no BAM | 1,204 | 0.400 | 0.100 | 0.500 | 0.200 | 0.600 | 0.300 |" in page
+    assert "What each part is worth" in page
+    assert tables.render(page, {"ablations": result}) == page
+    assert tables.render(page, {}) == EMPTY_BLOCK
+
+
+def test_ablations_not_measured_leave_nothing_on_the_page(tables):
+    assert tables.render(EMPTY_BLOCK, {}) == EMPTY_BLOCK
+    assert "<!-- benchmark:ablations -->" in (ROOT / "docs" / "models.md").read_text("utf-8")
+
+
+def test_any_other_table_has_to_be_measured(tables):
+    with pytest.raises(KeyError, match="speed"):
+        tables.render(EMPTY_BLOCK.replace("ablations", "speed"), {})
+
+
+def test_every_arm_can_be_trained_and_differs_in_what_its_name_says(ablations, tmp_path):
+    configs = {}
+    for name, arm in ablations.ARMS.items():
+        path = tmp_path / "arm.yaml"
+        path.write_text(json.dumps(ablations.settings_of(arm, 12, tmp_path)), encoding="utf-8")
+        configs[name] = read_config(path).model_dump()
+    whole = configs.pop("BAM and NA-ICL")
+    differences = {
+        name: {
+            f"{part}.{key}"
+            for part in ("network", "tasks")
+            for key in config[part]
+            if config[part][key] != whole[part].get(key)
+        }
+        for name, config in configs.items()
+    }
+    assert differences == {
+        "no NA-ICL": {"tasks.autoregressive"},
+        "no BAM, no NA-ICL": {"network.architecture", "tasks.autoregressive"},
+        "interleaved blocks": {"network.partition"},
+    }
+
+
+def test_an_arm_of_other_minutes_is_not_taken_for_this_one(ablations, tmp_path):
+    arm = ablations.ARMS["no NA-ICL"]
+    settings = ablations.settings_of(arm, 12, tmp_path)
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    (tmp_path / "arm.safetensors").touch()
+    ablations.train(tmp_path, settings, 12, None)  # done: nothing is run
+    with pytest.raises(SystemExit, match="other settings or minutes"):
+        ablations.train(tmp_path, ablations.settings_of(arm, 48, tmp_path), 48, None)
+
+
+def test_a_figure_goes_to_the_file_asked_for(ablations, tmp_path):
+    path = tmp_path / "results.json"
+    ablations.record("one", {"dice": 0.5}, path)
+    ablations.record("two", {"dice": 0.6}, path)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["one"]["dice"] == 0.5
+    assert results["two"]["measured"]["versions"]["torch"]
 
 
 def result_of(name):
