@@ -67,6 +67,15 @@ class Lazy:
             return read(view, region)
         return np.asarray(self.array[region].compute(scheduler="synchronous"))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the view that `as_dask` was given, which another process would not know."""
+        view = _known.get(self.array.name)
+        return (Lazy, (self.array,)) if view is None else (_same, (view,))
+
+
+def _same(view: View) -> View:
+    return view
+
 
 @dataclass(frozen=True)
 class Turned:

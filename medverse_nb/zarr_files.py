@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cachetools
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -15,6 +18,8 @@ from .files import Stamp, check_unchanged, stamp_of
 from .geometry import Shape
 from .regions import Region
 
+KEPT_BYTES = 2**28  # of chunks decoded lately, of all arrays together
+MOST_KEPT = 27  # chunks; what a larger region reads is not kept
 FORMAT = 3 if int(zarr.__version__.split(".")[0]) >= 3 else 2  # written; 3 reads 2 as well
 
 
@@ -22,7 +27,8 @@ FORMAT = 3 if int(zarr.__version__.split(".")[0]) >= 3 else 2  # written; 3 read
 class ZarrVoxels:
     """Three axes of a stored array as a view: only the path is kept, so it can be pickled.
 
-    Whatever the stored byte order, what is read has the machine's.
+    Whatever the stored byte order, what is read has the machine's. Chunks that were decoded
+    lately are kept, since neighbouring windows read the same ones.
 
     axes : the stored axes that are x, y and z; any other has size one.
     """
@@ -43,20 +49,74 @@ class ZarrVoxels:
 
     def __getitem__(self, region: Region) -> NDArray[Any]:
         check_unchanged(_metadata(Path(self.path)), self.stamp)
-        index: list[Any] = [0] * self.ndim
+        index = [slice(0, 1)] * self.ndim
         for axis, part in zip(self.axes, region, strict=True):
             index[axis] = part
         try:
-            stored = np.asarray(open_array(Path(self.path))[tuple(index)])
+            stored = _read(self.path, self.stamp, tuple(index))
         except Exception as error:  # every codec has errors of its own
             where = ", ".join(f"{part.start}:{part.stop}" for part in region)
             raise InputError(
                 f"{self.path}: damaged, the voxels [{where}] cannot be decoded "
                 f"({first_line(error)})"
             ) from error
-        kept = sorted(self.axes)
-        native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        return np.transpose(native, [kept.index(axis) for axis in self.axes])
+        others = [axis for axis in range(self.ndim) if axis not in self.axes]
+        moved = np.transpose(stored, [*others, *self.axes])
+        return moved.reshape(moved.shape[len(others) :])
+
+
+def _read(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
+    """Read a box, a small one by way of whole chunks."""
+    array = _opened(path, stamp)
+    spans = [
+        range(part.start // size, -(-part.stop // size))
+        for part, size in zip(index, array.chunks, strict=True)
+    ]
+    numbers = list(itertools.product(*spans))
+    if len(numbers) > MOST_KEPT:
+        return _native(array[index])
+    box = np.empty([part.stop - part.start for part in index], array.dtype.newbyteorder("="))
+    for number in numbers:
+        chunk = _chunk(path, stamp, number)
+        firsts = [n * size for n, size in zip(number, array.chunks, strict=True)]
+        both = [
+            slice(max(part.start, first), min(part.stop, first + n))
+            for part, first, n in zip(index, firsts, chunk.shape, strict=True)
+        ]
+        there = tuple(slice(b.start - a, b.stop - a) for b, a in zip(both, firsts, strict=True))
+        here = tuple(
+            slice(b.start - p.start, b.stop - p.start) for b, p in zip(both, index, strict=True)
+        )
+        box[here] = chunk[there]
+    return box
+
+
+@cachetools.cached(cachetools.LRUCache(64), lock=threading.Lock())
+def _opened(path: str, _stamp: Stamp) -> Any:
+    """Open an array that is as it was at that stamp."""
+    return open_array(Path(path))
+
+
+@cachetools.cached(
+    cachetools.LRUCache(KEPT_BYTES, getsizeof=lambda chunk: chunk.nbytes), lock=threading.Lock()
+)
+def _chunk(path: str, stamp: Stamp, number: tuple[int, ...]) -> NDArray[Any]:
+    """Read one chunk."""
+    array = _opened(path, stamp)
+    return _native(
+        array[
+            tuple(
+                slice(n * size, min((n + 1) * size, side))
+                for n, size, side in zip(number, array.chunks, array.shape, strict=True)
+            )
+        ]
+    )
+
+
+def _native(stored: Any) -> NDArray[Any]:
+    """Return voxels in the machine's byte order."""
+    voxels = np.asarray(stored)
+    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
 
 
 def create_group(path: Path, attributes: dict[str, Any]) -> None:

@@ -158,3 +158,13 @@ def test_a_function_of_an_array_is_applied_at_once():
     view = mapped(Turned(VOLUME, turn_of("RAS")), np.negative)
     assert isinstance(view, Mapped)
     assert np.array_equal(read(view), -VOLUME)
+
+
+def test_a_lazy_volume_is_sent_as_the_view_behind_it():
+    view = Turned(VOLUME, Reorientation(np.array([[2, -1], [0, 1], [1, 1.0]]), VOLUME.shape))
+    lazy = Lazy(as_dask(view, (4, 4, 4)))
+    sent = pickle.loads(pickle.dumps(lazy))
+    assert isinstance(sent, Turned)
+    assert np.array_equal(read(sent), read(lazy))
+    other = pickle.loads(pickle.dumps(Lazy(lazy.array + 1)))
+    assert np.array_equal(read(other), read(lazy) + 1)

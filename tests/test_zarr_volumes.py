@@ -593,3 +593,34 @@ def test_the_command_line_takes_a_zarr_scan(cli, cohort, tiny_weights):
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert read_volume(cohort.out / "scan.nii.gz").shape == (9, 10, 8)
+
+
+# --- decoded chunks that are kept ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most_kept", [0, 4, 1000])
+def test_any_box_is_read_right_by_way_of_chunks_or_not(tmp_path, monkeypatch, most_kept):
+    monkeypatch.setattr(zarr_files, "MOST_KEPT", most_kept)
+    data = np.arange(2 * 7 * 9 * 5, dtype=np.int32).reshape(1, 7, 18, 5)
+    zarr_files.create_array(tmp_path / "a.zarr", data.shape, (1, 3, 4, 2), ">i4")
+    zarr_files.open_array(tmp_path / "a.zarr", writable=True)[:] = data
+    view = zarr_files.ZarrVoxels.of(tmp_path / "a.zarr", (3, 1, 2))
+    whole = np.transpose(data[0], (2, 0, 1))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        ends = [sorted(rng.integers(0, n + 1, 2)) for n in view.shape]
+        region = tuple(slice(int(a), int(b)) for a, b in ends)
+        box = view[region]
+        assert np.array_equal(box, whole[region])
+        assert box.dtype == np.int32
+
+
+def test_a_chunk_is_decoded_once_for_the_windows_over_it(tmp_path, monkeypatch):
+    zarr_files.create_array(tmp_path / "a.zarr", (8, 8, 8), (4, 4, 4), np.uint8)
+    view = zarr_files.ZarrVoxels.of(tmp_path / "a.zarr")
+    decoded = []
+    native = zarr_files._native
+    monkeypatch.setattr(zarr_files, "_native", lambda a: decoded.append(a.shape) or native(a))
+    for start in range(5):
+        view[start : start + 3, 0:8, 0:2]
+    assert decoded == [(4, 4, 4)] * 4
