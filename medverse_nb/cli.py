@@ -180,19 +180,21 @@ def info(
     """Tell a volume's shape, spacing, orientation and intensities."""
     from .geometry import orientation_of
     from .io import read_volume
-    from .volume import grid_of, values_of
+    from .regions import slabs
+    from .volume import grid_of, view_of
 
     scan = read_volume(volume)
-    grid, values = grid_of(scan), values_of(scan)
+    grid = grid_of(scan)
+    extremes = [(float(slab.min()), float(slab.max())) for slab in slabs(view_of(scan))]
     facts = {
         "name": scan.name,
         "shape": list(grid.shape),
         "spacing_mm": [round(s, 4) for s in grid.spacing_mm],
         "orientation": orientation_of(grid.affine),
         "affine": grid.affine.round(4).tolist(),
-        "dtype": str(values.dtype),
-        "minimum": float(values.min()),
-        "maximum": float(values.max()),
+        "dtype": str(scan.dtype),
+        "minimum": min(least for least, _ in extremes),
+        "maximum": max(most for _, most in extremes),
         "changes": list(scan.attrs.get("changes", [])),
     }
     if as_json:

@@ -19,7 +19,7 @@ from .classes import ClassTable, read_class_table
 from .errors import ContextError, InputError
 from .geometry import Align, Grid, Reorientation
 from .intensity import IntensityScale, quantile_scale
-from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of
+from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of, takes_affine
 from .placement import CanonicalVolume, placed
 from .regions import View, slabs
 from .views import Mapped, as_dask, mapped, members, turned
@@ -125,7 +125,7 @@ def make_pair(
     ContextError : label of another shape than its image, or fractional, negative or
         non-finite values.
     """
-    image_volume = read_volume(image, affine if _takes_affine(image) else None)
+    image_volume = read_volume(image, affine if takes_affine(image) else None)
     label_volume = read_volume(label, _label_affine(label, affine, image_volume))
     changes = [*image_volume.attrs.get("changes", ()), *label_volume.attrs.get("changes", ())]
     values, change = _on_image_grid(label_volume, image_volume, name)
@@ -144,17 +144,11 @@ def make_pair(
     return ContextPair(name, image_volume, placed, task, tuple(changes))
 
 
-def _takes_affine(source: Source) -> bool:
-    if isinstance(source, np.ndarray):
-        return True
-    return not hasattr(source, "affine") and str(source).lower().endswith(".npy")
-
-
 def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
     """Return the affine for a label; an array without one lies on its image's grid."""
     if isinstance(label, np.ndarray) and affine is None:
         return affine_of(image)
-    return affine if _takes_affine(label) else None
+    return affine if takes_affine(label) else None
 
 
 def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple[View, str | None]:

@@ -24,7 +24,7 @@ from .files import check_writable
 from .nifti import GRID_FIELDS, NIFTI_SUFFIXES, from_nibabel, read_nifti, write_nifti
 from .npy import read_npy, write_npy
 from .volume import affine_of
-from .zarr_volumes import check_store, is_zarr, read_zarr, write_zarr
+from .zarr_volumes import check_store, is_plain_array, is_zarr, read_zarr, write_zarr
 
 __all__ = [
     "GRID_FIELDS",
@@ -85,6 +85,16 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
         name = name or "array"
         return checked(source, affine_or_default(affine, name), name)
     raise InputError(f"cannot read a {type(source).__name__}; give {READABLE}")
+
+
+def takes_affine(source: Source) -> bool:
+    """Whether `read_volume` takes an affine with a source: one that has none of its own."""
+    if isinstance(source, np.ndarray):
+        return True
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    path = Path(source)
+    return path.name.lower().endswith(".npy") or is_plain_array(path)
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:

@@ -163,7 +163,7 @@ class Prediction:
     def write(self, path: str | Path) -> Path:
         """Write the answer on the target file's own grid, and `NAME.json` beside it.
 
-        `.nii`, `.nii.gz` and `.npy` take any answer; `.dcm` is a DICOM Segmentation, for a
+        `.nii`, `.nii.gz`, `.npy` and `.zarr` take any answer; `.dcm` is a DICOM Segmentation, for a
         mask of a target that was read from a DICOM folder. The JSON sidecar holds class
         names and colours, statistics and the manifest.
 

@@ -34,8 +34,9 @@ from .evaluation.scoring import score_image, score_mask
 from .geometry import ALIGNS, Align
 from .inference.autoregressive import OnProgress, Step, Storage, run
 from .inference.engine import run_threads
+from .inference.estimate import Estimate, check_memory, estimate_run
 from .inference.inputs import PairInputs, Values
-from .inference.recipe import Settings
+from .inference.recipe import Settings, choose_recipe
 from .inference.runner import name_of_network, network_called
 from .inference.storage import RunFolder, in_memory_or_scratch
 from .intensity import IntensityScale, quantile_scale
@@ -287,6 +288,26 @@ class ICLSession:
         self.last = prediction
         return prediction
 
+    def estimate(self, target: Source, *, classes: Classes = None, affine: Any = None) -> Estimate:
+        """Tell what `predict` will take on this machine: windows, seconds, memory, scratch.
+
+        One window is really run; with a `client`, in this process all the same.
+
+        Parameters
+        ----------
+        target, classes, affine : as in `predict`.
+
+        Raises
+        ------
+        InputError : a target that cannot be read, or a window that does not fit in memory.
+        ContextError : no pairs, no foreground, or a class that no pair has.
+        """
+        self._check_context()
+        specs = self.resolve(classes)
+        canonical = CanonicalVolume.of(read_volume(target, affine))
+        inputs = self._inputs(canonical, quantile_scale(canonical.view), specs)
+        return estimate_run(self.network, inputs, Settings(precision=self.precision))
+
     def predict_many(
         self,
         targets: Sequence[Source] | Mapping[str, Source],
@@ -462,6 +483,13 @@ class ICLSession:
         }
         return RunFolder(Path(folder), asked).storage
 
+    def _inputs(
+        self, canonical: CanonicalVolume, scale: IntensityScale, specs: list[ClassSpec]
+    ) -> PairInputs:
+        wanted: list[Values] = [*(spec.values for spec in specs)] or [None]
+        scan = mapped(canonical.view, scale.apply)
+        return PairInputs(scan, canonical.grid, self.context.pairs, self.align, wanted)
+
     def _run(
         self,
         canonical: CanonicalVolume,
@@ -471,12 +499,12 @@ class ICLSession:
         on_progress: OnProgress,
     ) -> list[Step]:
         """Run the network over all scales, for all classes or for the image task."""
-        wanted: list[Values] = [*(spec.values for spec in specs)] or [None]
-        scan = mapped(canonical.view, scale.apply)
-        inputs = PairInputs(scan, canonical.grid, self.context.pairs, self.align, wanted)
-        settings = Settings(precision=self.precision)
+        inputs, settings = self._inputs(canonical, scale, specs), Settings(precision=self.precision)
         if self.cluster:
             self.cluster.send(self.network)
+        else:
+            recipe = choose_recipe(self.network.config, inputs.shape, settings)
+            check_memory(self.network, recipe, settings)
         return run(
             self.network,
             inputs,

@@ -76,6 +76,11 @@ def is_zarr(folder: Path) -> bool:
     return any((folder / mark).is_file() for mark in MARKS)
 
 
+def is_plain_array(folder: Path) -> bool:
+    """Whether a folder is a zarr array by itself, not an image with a geometry."""
+    return is_zarr(folder) and _node(folder, folder.name).is_array
+
+
 def read_zarr(folder: Path, affine: Any, name: str) -> xr.DataArray:
     """Read a zarr array, or the first level of an OME-Zarr image, as `io.read_volume` does.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,12 @@ from ..views import crop
 from .windows import Window
 
 LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept
+
+
+def kept_bytes(count: int, shape: Shape) -> int:
+    """Return the bytes of so many volumes where all fit in `LARGEST_KEPT`, else 0."""
+    size = 4 * count * math.prod(shape)
+    return size if size <= LARGEST_KEPT else 0
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,15 @@ class ScaleVolumes:
         x, y, z = self.target.shape
         return x, y, z
 
+    @property
+    def count(self) -> int:
+        """How many volumes these are."""
+        fed = 1 + len(self.feedback[1]) if self.feedback else 0
+        return 1 + len(self.images) + sum(map(len, self.labels)) + fed
+
     def kept(self) -> ScaleVolumes:
         """Return the same volumes in memory where they all fit in `LARGEST_KEPT` bytes."""
-        count = 1 + len(self.images) + sum(map(len, self.labels))
-        if self.feedback:
-            count += 1 + len(self.feedback[1])
-        if 4 * count * np.prod(self.shape, dtype=np.int64) > LARGEST_KEPT:
+        if not kept_bytes(self.count, self.shape):
             return self
         return ScaleVolumes(
             read(self.target),

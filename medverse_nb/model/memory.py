@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .config import NetworkConfig
+from .config import NetworkConfig, Precision
 
 SHARE_OF_FREE_MEMORY = 0.5
 LIVE_MAPS_INFERENCE = 8  # full-resolution maps of C_0 channels alive at the peak of one pair
@@ -29,6 +31,26 @@ def free_memory(device: torch.device) -> int:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return 4 * 2**30
+
+
+def held_memory() -> int:
+    """Return the bytes this process holds in memory; where that is not told, its most so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        pass
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def window_memory(config: NetworkConfig, voxels: int, precision: Precision) -> int:
+    """Return about how many bytes a forward pass of so many voxels takes with a single pair."""
+    size = 4 if precision == "float32" else 2
+    return 2 * LIVE_MAPS_INFERENCE * config.channels[0] * size * voxels  # target and pair
 
 
 def choose_mini_context_size(config: NetworkConfig, target: Tensor, context_size: int) -> int:

@@ -1,0 +1,196 @@
+"""What a run will take: windows, time and memory, from one window that is really run."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import Shape
+from ..model.memory import free_memory, held_memory, window_memory
+from ..model.network import ICLNetwork
+from ..stored import is_large
+from ..views import Mapped
+from .crops import ScaleVolumes, kept_bytes
+from .engine import THREADS, WINDOWS_A_CHUNK, Predict
+from .inputs import Inputs
+from .recipe import Recipe, Settings, choose_recipe
+from .runner import WindowRunner
+from .windows import Window, plan_windows
+
+SLOW_S = 2.0  # a first window that took longer is not run again to warm up
+SAMPLE_S = 0.003
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take; memory and scratch space in bytes.
+
+    windows : of each scale; every one is run once for each of `questions` (classes).
+    memory : the most this process will hold, and `held` what it holds already.
+    device_memory : the most on a GPU; 0 without one.
+    scratch : disk space for answers that are too large for memory.
+    free, device_free : what could be had beyond `held`.
+    """
+
+    windows: tuple[int, ...]
+    questions: int
+    seconds: float
+    memory: int
+    held: int
+    device_memory: int
+    scratch: int
+    free: int
+    device_free: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory suffices."""
+        return self.memory - self.held <= self.free and self.device_memory <= self.device_free
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{self.seconds:.1f} s",
+            f"{' + '.join(map(str, self.windows))} windows, {self.questions} times each",
+            f"{in_words(self.memory)} of memory, {in_words(self.free)} more are free",
+        ]
+        if self.device_memory:
+            parts.append(
+                f"{in_words(self.device_memory)} on the GPU, {in_words(self.device_free)} are free"
+            )
+        if self.scratch:
+            parts.append(f"{in_words(self.scratch)} of scratch space")
+        return f"<Estimate: {'; '.join(parts)}{'' if self.fits else '; DOES NOT FIT'}>"
+
+
+def check_memory(model: ICLNetwork, recipe: Recipe, settings: Settings) -> None:
+    """Refuse a run whose window, with a single pair, is larger than what is free.
+
+    Raises
+    ------
+    InputError : it tells what would fit.
+    """
+    device = next(model.parameters()).device
+    voxels = settings.batch * recipe.window**3
+    needed, free = window_memory(model.config, voxels, settings.precision), free_memory(device)
+    if needed <= free:
+        return
+    ways = ["a model with a smaller window, such as medverse-tiny"]
+    if device.type != "cpu" and needed <= free_memory(torch.device("cpu")):
+        ways.insert(0, 'device="cpu"')
+    if window_memory(model.config, voxels, "bfloat16") <= free:
+        ways.insert(0, 'precision="bfloat16"')
+    raise InputError(
+        f"a window of {recipe.window}^3 needs about {in_words(needed)} on {device}, where "
+        f"{in_words(free)} are free; what would fit: {', or '.join(ways)}"
+    )
+
+
+def estimate_run(model: ICLNetwork, inputs: Inputs, settings: Settings) -> Estimate:
+    """Estimate a run, by running one window in the middle of its finest scale.
+
+    Raises
+    ------
+    InputError : a setting out of range, or a window that does not fit.
+    """
+    recipe = choose_recipe(model.config, inputs.shape, settings)
+    check_memory(model, recipe, settings)
+    shapes = [recipe.working(scale) for scale in range(1, recipe.scales + 1)]
+    plans = [plan_windows(shape, recipe.window, settings.overlap) for shape in shapes]
+    volumes = _volumes(inputs, shapes[-1], fed=len(shapes) > 1)
+    runner = WindowRunner(model, settings.precision, settings.mini_context_size)
+    middle = len(plans[-1]) // 2
+    held = held_memory()
+    with _watched(runner.device) as peak:
+        seconds = _time(Predict(runner, volumes), plans[-1][middle : middle + settings.batch])
+    on_gpu = runner.device.type != "cpu"
+    questions = len(volumes.labels)
+    scratch = [size for size, large in _answers(questions, shapes) if large]
+    arrays = _array_bytes(volumes, shapes, recipe.window)
+    return Estimate(
+        windows=tuple(map(len, plans)),
+        questions=questions,
+        seconds=seconds * sum(math.ceil(len(plan) / settings.batch) for plan in plans),
+        memory=held + arrays + (0 if on_gpu else peak[0]),
+        held=held,
+        device_memory=peak[0] if on_gpu else 0,
+        scratch=sum(scratch),
+        free=free_memory(torch.device("cpu")),
+        device_free=free_memory(runner.device) if on_gpu else 0,
+    )
+
+
+def _volumes(inputs: Inputs, shape: Shape, *, fed: bool) -> ScaleVolumes:
+    """Return what a scale reads, with an empty answer of a coarser one."""
+    target, labels = inputs.target(shape), inputs.labels(shape)
+    feedback = (target, [Mapped(target, np.zeros_like) for _ in labels]) if fed else None
+    return ScaleVolumes(target, inputs.images(shape), labels, feedback)
+
+
+def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], window: int) -> int:
+    """Return what a run holds beside the network and its crops."""
+    questions = len(volumes.labels)
+    kept = [kept_bytes(volumes.count, shape) for shape in shapes]
+    two_scales = max(first + second for first, second in pairwise([0, *kept]))
+    stores = [size for size, large in _answers(questions, shapes) if not large]
+    sides = [min(WINDOWS_A_CHUNK * window, side) for side in shapes[-1]]
+    over = math.prod(min(WINDOWS_A_CHUNK + 2, math.ceil(side / window)) for side in shapes[-1])
+    tiles = 4 * questions * over * window**3
+    blending = 4 * (2 * questions + 2) * math.prod(sides) * THREADS
+    size, large = _answers(questions, shapes)[-1]
+    answer = 0 if large else 2 * size  # each class, then all together
+    return sum(stores) + max(two_scales + tiles + blending, answer)
+
+
+def _answers(questions: int, shapes: Sequence[Shape]) -> list[tuple[int, bool]]:
+    """Return the bytes of each scale's answer, and whether it is too large for memory."""
+    answers = [(questions, *shape) for shape in shapes]
+    return [(4 * math.prod(shape), is_large(shape)) for shape in answers]
+
+
+def _time(predict: Predict, batch: Sequence[Window]) -> float:
+    """Return the seconds a batch takes, reading included."""
+    for _ in range(2):
+        started = time.perf_counter()
+        predict(batch)
+        seconds = time.perf_counter() - started
+        if seconds > SLOW_S:
+            break
+    return seconds
+
+
+@contextmanager
+def _watched(device: torch.device) -> Iterator[list[int]]:
+    """Watch what is held at most, beyond what is held now; the list's only item, afterwards."""
+    peak = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    before, ended = held_memory(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_S):
+            peak[0] = max(peak[0], held_memory() - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def in_words(size: int) -> str:
+    """Return a size as people say it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
