@@ -35,7 +35,12 @@ class Predictor(Protocol):
     """What predicts a case: an `ICLSession`."""
 
     def predict(
-        self, target: Source, *, classes: Classes = None, truth: Source | None = None
+        self,
+        target: Source,
+        *,
+        classes: Classes = None,
+        truth: Source | None = None,
+        on_progress: None = None,
     ) -> Prediction:
         """Predict the label of one scan."""
 
@@ -51,7 +56,9 @@ class CaseTask:
     def __call__(self, case: Case) -> Row:
         """Return what is told of the case; of a bad one, its error."""
         try:
-            prediction = self.predictor.predict(case.image, classes=self.classes, truth=case.truth)
+            prediction = self.predictor.predict(
+                case.image, classes=self.classes, truth=case.truth, on_progress=None
+            )
             written = self.out and prediction.write(self.out / f"{case.name}.nii.gz")
         except OutputError:
             raise  # the next case would be lost too

@@ -222,7 +222,7 @@ class ICLSession:
         affine: Any = None,
         folder: str | Path | None = None,
         cancel: Event | None = None,
-        on_progress: Progress | None = None,
+        on_progress: Progress | Literal["bar"] | None = "bar",
     ) -> Prediction:
         """Predict the label of one scan, on the scan's own grid.
 
@@ -238,7 +238,8 @@ class ICLSession:
         folder : keeps every scale as it grows; a run that was cut short goes on from there.
             None keeps them in memory, large ones in scratch space.
         cancel : a `threading.Event`; once set, the run ends after the window it is at.
-        on_progress : called with what is being done, windows done, and of how many.
+        on_progress : called with what is being done, windows done, and of how many; "bar" shows
+            a bar in a terminal or a notebook, for what takes longer than two seconds.
 
         Raises
         ------
@@ -261,8 +262,9 @@ class ICLSession:
         canonical = CanonicalVolume.of(volume)
         scale = quantile_scale(canonical.view)
         storage = self._open_folder(folder, canonical, specs) if folder else in_memory_or_scratch
-        report = _reporting(on_progress, cancel)
-        steps = self._run(canonical, scale, specs, storage, report)
+        with _shown(on_progress, "window") as progress:
+            report = _reporting(progress, cancel)
+            steps = self._run(canonical, scale, specs, storage, report)
         seconds = time.perf_counter() - started
         probability, image = self._answer(steps[-1], volume, canonical, specs)
         prediction = Prediction(
@@ -315,7 +317,7 @@ class ICLSession:
         out: str | Path | None = None,
         classes: Classes = None,
         truths: Mapping[str, Source] | None = None,
-        on_progress: Progress | None = None,
+        on_progress: Progress | Literal["bar"] | None = "bar",
     ) -> pd.DataFrame:
         """Predict a cohort; a bad scan is told in the table and the rest go on.
 
@@ -328,7 +330,8 @@ class ICLSession:
         out : folder for `NAME.nii.gz` and `NAME.json`; None keeps the table alone.
         classes : as in `predict`.
         truths : known labels by name; they fill the score columns.
-        on_progress : called with a scan's name, scans done, and of how many.
+        on_progress : called with a scan's name, scans done, and of how many; "bar" as in
+            `predict`.
 
         Returns
         -------
@@ -352,7 +355,9 @@ class ICLSession:
         if self.cluster:
             self.cluster.send(self.network)
         task = CaseTask(self, classes, Path(out) if out else None)
-        return table_of(predict_cases(task, cases, cluster=self.cluster, on_progress=on_progress))
+        with _shown(on_progress, "scan") as progress:
+            rows = predict_cases(task, cases, cluster=self.cluster, on_progress=progress)
+        return table_of(rows)
 
     def tune(
         self,
@@ -556,6 +561,18 @@ def _open_cluster(client: Any, device: str) -> Cluster | None:
             f'client= needs {error.name}: pip install "medverse_nb[distributed]"'
         ) from error
     return Cluster(client, device)
+
+
+@contextmanager
+def _shown(on_progress: Progress | Literal["bar"] | None, unit: str) -> Iterator[Progress | None]:
+    """Yield whom to tell of progress."""
+    if on_progress != "bar":
+        yield on_progress
+        return
+    from .ui.progress import progress_bar
+
+    with progress_bar(unit) as move:
+        yield move
 
 
 def _reporting(on_progress: Progress | None, cancel: Event | None) -> OnProgress:

@@ -15,6 +15,7 @@ from medverse_nb import scratch as scratch_file
 from medverse_nb import stored as stored_file
 from medverse_nb.errors import Cancelled, ContextError, InputError, OutputError
 from medverse_nb.inference import crops as crops_file
+from medverse_nb.ui import progress as progress_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,6 +103,22 @@ def test_a_folder_of_another_scan_is_refused(session, scan, cohort, tmp_path):
     session.predict(scan, folder=tmp_path / "run")
     with pytest.raises(InputError, match="target changed"):
         session.predict(cohort.scan, folder=tmp_path / "run")
+
+
+def test_a_bar_shows_where_someone_watches(session, scan, capsys, monkeypatch):
+    monkeypatch.setattr(progress_file, "DELAY_S", 0)
+    session.predict(scan)
+    assert capsys.readouterr().err == ""  # nobody does
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    session.predict(scan)
+    shown = capsys.readouterr().err
+    assert "scale 4 of 4" in shown
+    session.predict_many([scan])
+    shown = capsys.readouterr().err
+    assert "long: " in shown
+    assert "scale" not in shown
+    session.predict(scan, on_progress=None)
+    assert capsys.readouterr().err == ""
 
 
 # --- answers too large for memory ------------------------------------------------------------------
