@@ -26,8 +26,6 @@ import medverse_nb as mv
 from medverse_nb.tasks.labelmaps import HeadMap
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-# The configuration's 0.999 would leave, after 1,200 steps, 30% of chance in what is scored.
-AVERAGE_DECAY = 0.99
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ def settings_of(arm: Arm, minutes: float, label_maps: Path) -> dict[str, Any]:
     settings["tasks"] |= arm.tasks
     settings["data"][0]["folder"] = str(label_maps.resolve())
     settings["stages"] = settings["stages"][:1]
-    settings["optimizer"] |= {"average_decay": AVERAGE_DECAY}
     settings["validation"] |= {"every_minutes": minutes, "tasks": 120}
     return settings
 

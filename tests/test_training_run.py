@@ -201,7 +201,8 @@ def test_the_average_trails_the_network():
     one, two, three = watch.networks
     assert same(watch.averages[0], one)  # it starts at the first step's weights
     for average, a, b, c in zip(watch.averages[2], one, two, three, strict=True):
-        assert torch.allclose(average, 0.81 * a + 0.09 * b + 0.1 * c, atol=1e-6)
+        before = (2 * a + 9 * b) / 11  # (1 + n) / (10 + n) stays after n updates, at most 0.9
+        assert torch.allclose(average, (3 * before + 9 * c) / 12, atol=1e-6)
     assert not any(parameter.requires_grad for parameter in module.average.parameters())
 
 
@@ -211,7 +212,7 @@ def test_the_average_waits_for_accumulated_gradients():
     assert not same(watch.averages[1], watch.averages[3])
     assert same(watch.averages[1], watch.averages[2])
     for average, a, b in zip(watch.averages[3], watch.networks[1], watch.networks[3], strict=True):
-        assert torch.allclose(average, 0.9 * a + 0.1 * b, atol=1e-6)
+        assert torch.allclose(average, (2 * a + 9 * b) / 11, atol=1e-6)
 
 
 def test_a_gradient_that_is_not_finite_is_passed_over():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -47,7 +48,7 @@ class ICLModule(L.LightningModule):
         self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network,
-            multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.average_decay),
+            multi_avg_fn=partial(_follow, decay=config.optimizer.average_decay),
             use_buffers=False,
         ).requires_grad_(False)
 
@@ -115,6 +116,12 @@ class ICLModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.elapsed_s = float(checkpoint["elapsed_s"])
         self.plateau.load_state_dict(checkpoint["plateau"])
+
+
+def _follow(averaged: Any, current: Any, count: Tensor | int, *, decay: float) -> None:
+    """Update the running average: freely at first, so that a short run forgets its start."""
+    count = int(count)
+    get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, count)
 
 
 class Plateau:
