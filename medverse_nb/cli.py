@@ -115,22 +115,24 @@ def predict(
     align: AlignText = "box",
     task: TaskText = "segmentation",
     seed: Seed = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of one thread, a scan each.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict scans from labelled ones; with known labels, the Dice is told too."""
     from .cohort import mean_scores, plan_cohort
     from .files import check_writable
-    from .many import CaseTask, predict_cases
     from .session import ICLSession
 
     wanted = parse_classes(classes)
     check_writable(out / "predictions.json")
     plan = plan_cohort(targets, images, labels, context_size=context_size, limit=limit, seed=seed)
-    session = ICLSession(model, task=task, device=device, align=align)
-    session.add_context_folder(images, labels, names=plan.context)
-    session.resolve(wanted)
-    with _progress(len(plan.cases)) as advance:
-        rows = predict_cases(CaseTask(session, wanted, out), plan.cases, on_progress=advance)
+    with _started(workers) as client, _progress(len(plan.cases)) as advance:
+        session = ICLSession(model, task=task, device=device, align=align, client=client)
+        session.add_context_folder(images, labels, names=plan.context)
+        session.resolve(wanted)
+        rows = session.predict_cases(plan.cases, out=out, classes=wanted, on_progress=advance)
     failed = [row for row in rows if "error" in row]
     for row in failed:
         log_console.print(f"error: {row['case']}: {row['error']}", style="red", soft_wrap=True)
@@ -305,6 +307,23 @@ def _write_json(path: Path, value: object) -> None:
 
     text = json.dumps(value, indent=2)
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def _started(workers: int | None) -> Iterator[Any]:
+    """Start worker processes on this machine and yield their client; None for none."""
+    if workers is None:
+        yield None
+        return
+    try:
+        from distributed import Client, LocalCluster
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'--workers needs {error.name}: pip install "medverse_nb[distributed]"'
+        ) from error
+    options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        yield client
 
 
 @contextmanager

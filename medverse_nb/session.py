@@ -42,7 +42,7 @@ from .inference.storage import RunFolder, in_memory_or_scratch
 from .intensity import IntensityScale, quantile_scale
 from .io import Source, VolumeWarning, name_of, read_volume
 from .manifest import describe_run
-from .many import Case, CaseTask, predict_cases, table_of
+from .many import Case, CaseTask, Row, predict_cases, table_of
 from .model.device import choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
@@ -344,20 +344,37 @@ class ICLSession:
         ContextError : no pairs, or a class that no pair has.
         OutputError : a result would overwrite its scan, or cannot be written.
         """
-        self._check_context()
-        self.resolve(classes)
         named = dict(targets) if isinstance(targets, Mapping) else None
         scans = list(named.items()) if named else [(name_of(scan), scan) for scan in targets]
         known = dict(truths or {})
         if alone := sorted(set(known) - {name for name, _ in scans}):
             raise InputError(f"truths without a scan of that name: {', '.join(alone)}")
         cases = [Case(name, scan, known.get(name)) for name, scan in scans]
+        with _shown(on_progress, "scan") as progress:
+            return table_of(
+                self.predict_cases(cases, out=out, classes=classes, on_progress=progress)
+            )
+
+    def predict_cases(
+        self,
+        cases: Sequence[Case],
+        *,
+        out: str | Path | None = None,
+        classes: Classes = None,
+        on_progress: Progress | None = None,
+    ) -> list[Row]:
+        """Predict a cohort as `predict_many` does; a row a scan, all that is known of it.
+
+        Raises
+        ------
+        InputError, ContextError, OutputError : as `predict_many`.
+        """
+        self._check_context()
+        self.resolve(classes)
         if self.cluster:
             self.cluster.send(self.network)
         task = CaseTask(self, classes, Path(out) if out else None)
-        with _shown(on_progress, "scan") as progress:
-            rows = predict_cases(task, cases, cluster=self.cluster, on_progress=progress)
-        return table_of(rows)
+        return predict_cases(task, cases, cluster=self.cluster, on_progress=on_progress)
 
     def tune(
         self,

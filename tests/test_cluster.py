@@ -217,3 +217,13 @@ def test_a_cohort_is_spread_over_the_workers(client, cohort, tiny_weights, tmp_p
     assert "no such file" in spread.iloc[-1]["error"]
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
     client.wait_for_workers(2, timeout=60)
+
+
+def test_the_command_line_starts_workers(cli, cohort, tiny_weights):
+    outcome = cli(
+        "predict", cohort.scan, "--images", cohort.images, "--labels", cohort.labels,
+        "--out", cohort.out, "--model", tiny_weights, "--workers", 1, "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert (cohort.out / "scan.nii.gz").is_file()
+    assert "--workers" in cli("predict", "x", "--workers", 0).err
