@@ -72,6 +72,9 @@ class Stub(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(()))
         self.answer = answer
 
+    def target_encoder(self, _target):
+        return []
+
     def forward(self, target, context_image, context_label, *_feedback, **_settings):
         return self.answer(SimpleNamespace(target=target, image=context_image, label=context_label))
 

@@ -44,6 +44,16 @@ def count(session: ICLSession, scan, **options) -> tuple[np.ndarray, int]:
     return prediction.probability.values, len(told)
 
 
+def test_classes_share_the_features_of_the_target(session, scan, monkeypatch):
+    one, two = (session.predict(scan, classes=[value]).probability.values[0] for value in (1, 2))
+    encoder, calls = session.network.target_encoder, []
+    encode = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda target: calls.append(1) or encode(target))
+    both, windows = count(session, scan)
+    assert np.array_equal(both, np.stack([one, two]))
+    assert len(calls) == windows
+
+
 # --- a run that is kept ----------------------------------------------------------------------------
 
 

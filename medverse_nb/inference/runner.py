@@ -41,10 +41,21 @@ class WindowRunner:
         """Predict (K, B, X, Y, Z); callers on other threads wait for their turn."""
         with self.turn, torch.inference_mode(), autocast(self.precision, self.device):
             target, images = self._tensor(crops.target)[:, None], self._tensor(crops.images)
-            answers = [self._ask(target, images, crops, k) for k in range(len(crops.labels))]
+            several = len(crops.labels) > 1
+            features = self.model.target_encoder(target) if several else None
+            answers = [
+                self._ask(target, images, crops, k, features) for k in range(len(crops.labels))
+            ]
             return np.stack([answer.float().cpu().numpy() for answer in answers])
 
-    def _ask(self, target: Tensor, images: Tensor, crops: Crops, question: int) -> Tensor:
+    def _ask(
+        self,
+        target: Tensor,
+        images: Tensor,
+        crops: Crops,
+        question: int,
+        features: list[Tensor] | None,
+    ) -> Tensor:
         """Predict (B, X, Y, Z) for one of the K questions."""
         ar_image = ar_label = None
         if crops.feedback is not None:
@@ -58,6 +69,7 @@ class WindowRunner:
             ar_image,
             ar_label,
             mini_context_size=self.mini_context_size,
+            target_features=features,
         )
         return prediction[:, 0]
 

@@ -156,6 +156,7 @@ class ICLNetwork(nn.Module):
         ar_label: Tensor | None = None,
         *,
         mini_context_size: int | None = None,
+        target_features: list[Tensor] | None = None,
         generator: Generator | None = None,
     ) -> Tensor:
         """Predict (B, 1, X, Y, Z) in label units; a mask is the prediction above 0.5.
@@ -168,6 +169,8 @@ class ICLNetwork(nn.Module):
             and prediction. Only with an autoregressive branch.
         mini_context_size : pairs in one pass; None chooses by free memory. Any size gives
             the same answer up to rounding.
+        target_features : `target_encoder(target)`, where several questions are asked of one
+            target; None computes them.
         generator : training only: draws which mini-context keeps its graph (`context_mean`).
 
         Raises
@@ -183,7 +186,7 @@ class ICLNetwork(nn.Module):
         if mini_context_size < 1:
             raise InputError(f"mini_context_size must be at least 1, got {mini_context_size}")
 
-        features = self.target_encoder(target)
+        features = target_features or self.target_encoder(target)
         pairs = torch.cat([context_image, context_label], dim=2)
         semantic = context_mean(
             lambda part: self.context_branch(pairs[:, part], features),
