@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
@@ -220,6 +220,7 @@ class ICLSession:
         truth: Source | None = None,
         trust: str = "off",
         affine: Any = None,
+        skip_empty: bool = False,
         folder: str | Path | None = None,
         cancel: Event | None = None,
         on_progress: Progress | Literal["bar"] | None = "bar",
@@ -235,6 +236,8 @@ class ICLSession:
         truth : the known label; fills `.score` with Dice (or PSNR) beside the mean label's.
         trust : "off"; the trust score is still owed by its issue.
         affine : for arrays and `.npy`.
+        skip_empty : do not look again where the coarser scale found no class at all; faster for
+            small structures in large scans, but what was missed there stays missed.
         folder : keeps every scale as it grows; a run that was cut short goes on from there.
             None keeps them in memory, large ones in scratch space.
         cancel : a `threading.Event`; once set, the run ends after the window it is at.
@@ -255,16 +258,24 @@ class ICLSession:
             raise NotBuiltYet(f"trust={trust!r} comes with the trust issue")
         self._check_context()
         specs = self.resolve(classes)
+        if skip_empty and not specs:
+            raise InputError("skip_empty= is for segmentation; an image has no empty parts")
+        settings = Settings(precision=self.precision, skip_empty=skip_empty)
         started = time.perf_counter()
         with _collected_warnings() as messages:
             volume = read_volume(target, affine)
             known = None if truth is None else self._read_truth(truth, volume)
         canonical = CanonicalVolume.of(volume)
         scale = quantile_scale(canonical.view)
-        storage = self._open_folder(folder, canonical, specs) if folder else in_memory_or_scratch
+        storage = (
+            self._open_folder(folder, canonical, specs, settings)
+            if folder
+            else in_memory_or_scratch
+        )
         with _shown(on_progress, "window") as progress:
             report = _reporting(progress, cancel)
-            steps = self._run(canonical, scale, specs, storage, report)
+            inputs = self._inputs(canonical, scale, specs)
+            steps = self._run(inputs, settings, storage, report)
         seconds = time.perf_counter() - started
         probability, image = self._answer(steps[-1], volume, canonical, specs)
         prediction = Prediction(
@@ -277,7 +288,11 @@ class ICLSession:
                 context=self.context,
                 target=volume,
                 scale=scale,
-                settings={**self.settings, "classes": [spec.to_dict() for spec in specs]},
+                settings={
+                    **self.settings,
+                    "skip_empty": skip_empty,
+                    "classes": [spec.to_dict() for spec in specs],
+                },
                 steps=steps,
                 seconds=seconds,
             ),
@@ -490,7 +505,11 @@ class ICLSession:
         return messages
 
     def _open_folder(
-        self, folder: str | Path, canonical: CanonicalVolume, specs: list[ClassSpec]
+        self,
+        folder: str | Path,
+        canonical: CanonicalVolume,
+        specs: list[ClassSpec],
+        settings: Settings,
     ) -> Storage:
         """Open a run's folder, new or cut short, for what is being asked now."""
         asked = {
@@ -498,7 +517,7 @@ class ICLSession:
             "weights": network_hash(self.network),
             "task": self.task,
             "align": self.align,
-            "precision": self.precision,
+            "settings": asdict(settings),
             "classes": [spec.to_dict() for spec in specs],
             "context": [pair.hash for pair in self.context],
             "target": content_hash(canonical.view, canonical.grid),
@@ -513,15 +532,9 @@ class ICLSession:
         return PairInputs(scan, canonical.grid, self.context.pairs, self.align, wanted)
 
     def _run(
-        self,
-        canonical: CanonicalVolume,
-        scale: IntensityScale,
-        specs: list[ClassSpec],
-        storage: Storage,
-        on_progress: OnProgress,
+        self, inputs: PairInputs, settings: Settings, storage: Storage, on_progress: OnProgress
     ) -> list[Step]:
-        """Run the network over all scales, for all classes or for the image task."""
-        inputs, settings = self._inputs(canonical, scale, specs), Settings(precision=self.precision)
+        """Run the network over all scales, here or on the workers."""
         if self.cluster:
             self.cluster.send(self.network)
         else:

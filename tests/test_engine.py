@@ -155,6 +155,25 @@ def test_a_store_can_be_sent_to_another_process(tmp_path):
     assert np.array_equal(sent[:], draw(2, 5, 6, 7))
 
 
+def test_windows_that_the_coarser_scale_found_empty_can_be_skipped():
+    class MeanLabel(Stub):
+        def forward(self, target, _image, label, *_feedback, **_):
+            self.asked += 1
+            return label.mean(1)
+
+    label = np.zeros_like(ARRAYS[2])
+    label[:, 3:9, 5:15, 2:9] = 1
+    arrays = (*ARRAYS[:2], label)
+    every, some = MeanLabel(), MeanLabel()
+    expected = run_stub(every, arrays, Settings(scales=3))
+    for batch in (1, 4):
+        some.asked = 0
+        got = run_stub(some, arrays, Settings(scales=3, skip_empty=True, batch=batch))
+        assert np.allclose(got, expected, atol=0.02)  # where a faint coarser answer stands
+        assert np.array_equal(got > 0.5, expected > 0.5)
+        assert 1 < some.asked < every.asked / 3
+
+
 # --- what is read, and when ----------------------------------------------------------------------
 
 

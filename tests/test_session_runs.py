@@ -54,6 +54,17 @@ def test_classes_share_the_features_of_the_target(session, scan, monkeypatch):
     assert len(calls) == windows
 
 
+def test_only_segmentation_can_skip_what_is_empty(session, cohort, scan, tiny_weights, tmp_path):
+    prediction = session.predict(scan, skip_empty=True, folder=tmp_path / "run")
+    assert prediction.manifest["settings"]["skip_empty"]
+    with pytest.raises(InputError, match="settings changed"):
+        session.predict(scan, folder=tmp_path / "run")
+    images = ICLSession(tiny_weights, task="image")
+    images.add_context(cohort.scan, cohort.scan)
+    with pytest.raises(InputError, match="an image has no empty parts"):
+        images.predict(scan, skip_empty=True)
+
+
 # --- a run that is kept ----------------------------------------------------------------------------
 
 

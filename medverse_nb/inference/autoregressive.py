@@ -138,7 +138,8 @@ def run(
             if on_progress:
                 on_progress(scale, recipe.scales, done, count)
 
-        run_scale(Predict(runner, volumes), windows, store, settings.batch, report, executor)
+        predict = Predict(runner, volumes, settings.skip_empty)
+        run_scale(predict, windows, store, settings.batch, report, executor)
         steps.append(_step(recipe, scale, volumes.target, store, windows))
     steps[-1] = replace(steps[-1], image=inputs.target(recipe.level(recipe.scales)))
     return steps

@@ -17,6 +17,11 @@ from .windows import Window
 LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept
 
 
+def cut(view: View, windows: Sequence[Window]) -> FloatArray:
+    """Return the voxels of B windows (B, *sides), zero beyond the volume's end."""
+    return np.stack([crop(view, window.start, window.sides) for window in windows])
+
+
 def kept_bytes(count: int, shape: Shape) -> int:
     """Return the bytes of so many volumes where all fit in `LARGEST_KEPT`, else 0."""
     size = 4 * count * math.prod(shape)
@@ -47,6 +52,10 @@ class ScaleVolumes:
         fed = 1 + len(self.feedback[1]) if self.feedback else 0
         return 1 + len(self.images) + sum(map(len, self.labels)) + fed
 
+    def coarser(self, windows: Sequence[Window]) -> FloatArray | None:
+        """Return the coarser scale's predictions in B windows (K, B, *sides), if there is one."""
+        return self.feedback and np.stack([cut(view, windows) for view in self.feedback[1]])
+
     def kept(self) -> ScaleVolumes:
         """Return the same volumes in memory where they all fit in `LARGEST_KEPT` bytes."""
         if not kept_bytes(self.count, self.shape):
@@ -72,14 +81,12 @@ class Crops:
     @classmethod
     def read(cls, volumes: ScaleVolumes, windows: Sequence[Window]) -> Crops:
         """Read a batch of windows; what lies beyond a volume's end is zero."""
-
-        def cut(view: View) -> FloatArray:
-            return np.stack([crop(view, w.start, w.sides) for w in windows])
-
-        fed = volumes.feedback
+        fed, answers = volumes.feedback, volumes.coarser(windows)
         return cls(
-            cut(volumes.target),
-            np.stack([cut(view) for view in volumes.images], axis=1),
-            np.stack([np.stack([cut(v) for v in views], axis=1) for views in volumes.labels]),
-            fed and (cut(fed[0]), np.stack([cut(view) for view in fed[1]])),
+            cut(volumes.target, windows),
+            np.stack([cut(view, windows) for view in volumes.images], axis=1),
+            np.stack(
+                [np.stack([cut(v, windows) for v in views], axis=1) for views in volumes.labels]
+            ),
+            None if fed is None or answers is None else (cut(fed[0], windows), answers),
         )

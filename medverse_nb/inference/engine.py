@@ -26,6 +26,7 @@ from .runner import WindowRunner
 from .storage import Store
 from .windows import Window
 
+EMPTY_BELOW = 0.1  # probability: where a coarser scale has less everywhere, nothing is
 WINDOWS_A_CHUNK = 4  # along each axis
 THREADS = 2  # one runs the network while the other reads its next crops
 Batch = Sequence[Window]
@@ -63,10 +64,18 @@ class Predict:
 
     runner: WindowRunner
     volumes: ScaleVolumes
+    skip_empty: bool = False
 
     def __call__(self, batch: Batch) -> FloatArray:
         """Return the tiles of B windows: (K, B, *sides)."""
-        return self.runner(Crops.read(self.volumes, batch))
+        coarser = self.volumes.coarser(batch) if self.skip_empty else None
+        if coarser is None:
+            return self.runner(Crops.read(self.volumes, batch))
+        wanted = coarser.max(axis=(0, 2, 3, 4)) >= EMPTY_BELOW
+        if wanted.any():
+            windows = [window for window, want in zip(batch, wanted, strict=True) if want]
+            coarser[:, wanted] = self.runner(Crops.read(self.volumes, windows))
+        return coarser
 
 
 Write = Callable[[Chunk, FloatArray], None]

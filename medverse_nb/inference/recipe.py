@@ -32,6 +32,8 @@ class Settings:
     mini_context_size : pairs in one pass; None chooses by free memory.
     compat : "released" for the released recipe.
     batch : windows in one pass.
+    skip_empty : keep the coarser answer, for segmentation, in a window where no class exceeds
+        `engine.EMPTY_BELOW` there; what the coarser scale missed stays missed.
     """
 
     window: int | None = None
@@ -41,6 +43,7 @@ class Settings:
     compat: Compat = None
     precision: Precision = "float32"
     batch: int = 1
+    skip_empty: bool = False
 
 
 @dataclass(frozen=True)
