@@ -6,6 +6,7 @@ import inspect
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -36,6 +37,19 @@ def tell(message: str) -> None:
     while frame and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, VolumeWarning, stacklevel=level + 1)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect our warnings, to show them beside an answer, and still give them."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VolumeWarning)
+        yield messages
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if issubclass(warning.category, VolumeWarning):
+            messages.append(str(warning.message))
 
 
 def refuse_affine(affine: Any, what: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,48 +12,40 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
-import xarray as xr
-from numpy.typing import NDArray
 
-from .answer import make_image, make_probability
+from .checks import collected_warnings
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
 from .context import (
     ContextPair,
     ContextSet,
     Task,
-    content_hash,
     find_class_table,
     find_pairs,
     make_pair,
 )
-from .errors import Cancelled, ContextError, InputError, NotBuiltYet
+from .errors import ContextError, InputError, NotBuiltYet
 from .evaluation.doctor import Report, examine
-from .evaluation.scoring import score_image, score_mask
 from .geometry import ALIGNS, Align
 from .inference.autoregressive import OnProgress, Step, Storage, run
 from .inference.engine import run_threads
 from .inference.estimate import Estimate, check_memory, estimate_run
-from .inference.inputs import PairInputs, Values
 from .inference.recipe import Settings, choose_recipe
 from .inference.runner import name_of_network, network_called
 from .inference.storage import RunFolder, in_memory_or_scratch
-from .intensity import IntensityScale, quantile_scale
-from .io import Source, VolumeWarning, name_of, read_volume
+from .io import Source, name_of, read_volume
 from .manifest import describe_run
 from .many import Case, CaseTask, Row, predict_cases, table_of
 from .model.device import choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
-from .placement import CanonicalVolume
 from .prediction import Prediction, recorded_steps
+from .progress import Progress, reporting, shown
+from .question import Question
 from .tuning import Tuning, tune_on_pairs
-from .views import mapped
 from .volume import values_of, with_data
 
 if TYPE_CHECKING:
     from .inference.cluster import Cluster
-
-Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
 
 
 class ICLSession:
@@ -256,52 +246,41 @@ class ICLSession:
         """
         if trust != "off":
             raise NotBuiltYet(f"trust={trust!r} comes with the trust issue")
-        self._check_context()
-        specs = self.resolve(classes)
-        if skip_empty and not specs:
+        started = time.perf_counter()
+        with collected_warnings() as messages:
+            question = self._ask(target, classes, affine)
+            known = None if truth is None else question.read_truth(truth)
+        if skip_empty and not question.classes:
             raise InputError("skip_empty= is for segmentation; an image has no empty parts")
         settings = Settings(precision=self.precision, skip_empty=skip_empty)
-        started = time.perf_counter()
-        with _collected_warnings() as messages:
-            volume = read_volume(target, affine)
-            known = None if truth is None else self._read_truth(truth, volume)
-        canonical = CanonicalVolume.of(volume)
-        scale = quantile_scale(canonical.view)
-        storage = (
-            self._open_folder(folder, canonical, specs, settings)
-            if folder
-            else in_memory_or_scratch
-        )
-        with _shown(on_progress, "window") as progress:
-            report = _reporting(progress, cancel)
-            inputs = self._inputs(canonical, scale, specs)
-            steps = self._run(inputs, settings, storage, report)
+        with shown(on_progress, "window") as progress:
+            steps = self._run(question, settings, folder, reporting(progress, cancel))
         seconds = time.perf_counter() - started
-        probability, image = self._answer(steps[-1], volume, canonical, specs)
+        probability, image = question.answer(steps[-1])
         prediction = Prediction(
-            target=volume,
-            classes=tuple(specs),
+            target=question.target,
+            classes=question.classes,
             probability=probability,
             image=image,
             manifest=describe_run(
                 model={"name": self.model_name, "weights_sha256": self.weights_hash},
                 context=self.context,
-                target=volume,
-                scale=scale,
+                target=question.target,
+                scale=question.scale,
                 settings={
                     **self.settings,
                     "skip_empty": skip_empty,
-                    "classes": [spec.to_dict() for spec in specs],
+                    "classes": [spec.to_dict() for spec in question.classes],
                 },
                 steps=steps,
                 seconds=seconds,
             ),
-            steps=recorded_steps(steps, self._run_names(specs), canonical.grid) if record else (),
-            warnings=(*messages, *self._missing_class_warnings(specs)),
+            steps=recorded_steps(steps, question.names, question.canonical.grid) if record else (),
+            warnings=(*messages, *question.warnings),
             recorded=record,
         )
         if known is not None:
-            prediction = replace(prediction, score=self._score(prediction, known, canonical))
+            prediction = replace(prediction, score=question.score(prediction, known))
         self.last = prediction
         return prediction
 
@@ -319,11 +298,8 @@ class ICLSession:
         InputError : a target that cannot be read, or a window that does not fit in memory.
         ContextError : no pairs, no foreground, or a class that no pair has.
         """
-        self._check_context()
-        specs = self.resolve(classes)
-        canonical = CanonicalVolume.of(read_volume(target, affine))
-        inputs = self._inputs(canonical, quantile_scale(canonical.view), specs)
-        return estimate_run(self.network, inputs, Settings(precision=self.precision))
+        question = self._ask(target, classes, affine)
+        return estimate_run(self.network, question.inputs, Settings(precision=self.precision))
 
     def predict_many(
         self,
@@ -365,7 +341,7 @@ class ICLSession:
         if alone := sorted(set(known) - {name for name, _ in scans}):
             raise InputError(f"truths without a scan of that name: {', '.join(alone)}")
         cases = [Case(name, scan, known.get(name)) for name, scan in scans]
-        with _shown(on_progress, "scan") as progress:
+        with shown(on_progress, "scan") as progress:
             return table_of(
                 self.predict_cases(cases, out=out, classes=classes, on_progress=progress)
             )
@@ -494,91 +470,42 @@ class ICLSession:
         if not len(self.context):
             raise ContextError("the session has no context; add_context a labelled pair first")
 
-    def _missing_class_warnings(self, specs: list[ClassSpec]) -> list[str]:
-        messages = []
-        for spec in specs:
-            without = [p.name for p in self.context if not set(p.values) & set(spec.values)]
-            if without:
-                messages.append(
-                    f"{spec.name}: {', '.join(without)} without it; taken as empty examples"
-                )
-        return messages
-
-    def _open_folder(
-        self,
-        folder: str | Path,
-        canonical: CanonicalVolume,
-        specs: list[ClassSpec],
-        settings: Settings,
-    ) -> Storage:
-        """Open a run's folder, new or cut short, for what is being asked now."""
-        asked = {
-            "medverse_nb": version("medverse_nb"),
-            "weights": network_hash(self.network),
-            "task": self.task,
-            "align": self.align,
-            "settings": asdict(settings),
-            "classes": [spec.to_dict() for spec in specs],
-            "context": [pair.hash for pair in self.context],
-            "target": content_hash(canonical.view, canonical.grid),
-        }
-        return RunFolder(Path(folder), asked).storage
-
-    def _inputs(
-        self, canonical: CanonicalVolume, scale: IntensityScale, specs: list[ClassSpec]
-    ) -> PairInputs:
-        wanted: list[Values] = [*(spec.values for spec in specs)] or [None]
-        scan = mapped(canonical.view, scale.apply)
-        return PairInputs(scan, canonical.grid, self.context.pairs, self.align, wanted)
+    def _ask(self, target: Source, classes: Classes, affine: Any) -> Question:
+        self._check_context()
+        specs = self.resolve(classes)
+        volume = read_volume(target, affine)
+        return Question(volume, tuple(specs), self.context, self.task, self.align)
 
     def _run(
-        self, inputs: PairInputs, settings: Settings, storage: Storage, on_progress: OnProgress
+        self,
+        question: Question,
+        settings: Settings,
+        folder: str | Path | None,
+        on_progress: OnProgress,
     ) -> list[Step]:
         """Run the network over all scales, here or on the workers."""
+        storage: Storage = in_memory_or_scratch
+        if folder:
+            asked = {
+                "medverse_nb": version("medverse_nb"),
+                "weights": network_hash(self.network),
+                "settings": asdict(settings),
+                **question.to_dict(),
+            }
+            storage = RunFolder(Path(folder), asked).storage
         if self.cluster:
             self.cluster.send(self.network)
         else:
-            recipe = choose_recipe(self.network.config, inputs.shape, settings)
+            recipe = choose_recipe(self.network.config, question.inputs.shape, settings)
             check_memory(self.network, recipe, settings)
         return run(
             self.network,
-            inputs,
+            question.inputs,
             settings,
             storage=storage,
             executor=self.cluster or run_threads,
             on_progress=on_progress,
         )
-
-    @staticmethod
-    def _run_names(specs: list[ClassSpec]) -> list[str]:
-        return [spec.name for spec in specs] or ["image"]
-
-    def _score(
-        self, prediction: Prediction, truth: NDArray[Any], canonical: CanonicalVolume
-    ) -> pd.DataFrame:
-        answer = values_of(prediction.answer)
-        if prediction.image is not None:
-            return score_image(answer, truth, values_of(prediction.target))
-        return score_mask(answer, truth, prediction.classes, self.context, canonical, self.align)
-
-    def _answer(
-        self,
-        last: Step,
-        target: xr.DataArray,
-        canonical: CanonicalVolume,
-        specs: list[ClassSpec],
-    ) -> tuple[xr.DataArray | None, xr.DataArray | None]:
-        """Return the probability, or the image of an image task, on the target's grid."""
-        turn = canonical.reorientation
-        if specs:
-            return make_probability(last.predictions, self._run_names(specs), target, turn), None
-        scales = [pair.label_scale for pair in self.context]
-        return None, make_image(last.predictions[0], scales, target, turn)
-
-    def _read_truth(self, truth: Source, target: xr.DataArray) -> NDArray[Any]:
-        """Return the truth's voxels in the target's axis order."""
-        pair = make_pair(target, truth, name="truth", task=self.task)
-        return values_of(pair.label)
 
 
 def _open_cluster(client: Any, device: str) -> Cluster | None:
@@ -591,42 +518,3 @@ def _open_cluster(client: Any, device: str) -> Cluster | None:
             f'client= needs {error.name}: pip install "medverse_nb[distributed]"'
         ) from error
     return Cluster(client, device)
-
-
-@contextmanager
-def _shown(on_progress: Progress | Literal["bar"] | None, unit: str) -> Iterator[Progress | None]:
-    """Yield whom to tell of progress."""
-    if on_progress != "bar":
-        yield on_progress
-        return
-    from .ui.progress import progress_bar
-
-    with progress_bar(unit) as move:
-        yield move
-
-
-def _reporting(on_progress: Progress | None, cancel: Event | None) -> OnProgress:
-    """Return what is told of every window: it passes it on, or ends the run."""
-
-    def report(number: int, scales: int, done: int, count: int) -> None:
-        if on_progress:
-            on_progress(f"scale {number} of {scales}", done, count)
-        if cancel and cancel.is_set():
-            raise Cancelled(
-                f"cancelled at scale {number} of {scales}, after {done} of {count} windows"
-            )
-
-    return report
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Collect our volume warnings, to show them beside the answer, and still raise them."""
-    messages: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", VolumeWarning)
-        yield messages
-    for warning in caught:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        if issubclass(warning.category, VolumeWarning):
-            messages.append(str(warning.message))

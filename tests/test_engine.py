@@ -157,7 +157,7 @@ def test_a_store_can_be_sent_to_another_process(tmp_path):
 
 def test_windows_that_the_coarser_scale_found_empty_can_be_skipped():
     class MeanLabel(Stub):
-        def forward(self, target, _image, label, *_feedback, **_):
+        def forward(self, _target, _image, label, *_feedback, **_):
             self.asked += 1
             return label.mean(1)
 

@@ -29,12 +29,16 @@ LAYERS = (
     {"tasks", "datasets"},
     {"training"},
     {"evaluation"},
-    {"session", "prediction", "answer", "many", "manifest", "tuning"},
+    {"session", "question", "prediction", "answer", "many", "manifest", "tuning", "progress"},
     {"ui"},
     {"cli", "app", "cohort", "demo", "__main__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
-MAY_SHOW = {"session", "prediction"}  # the one exception: they import `ui` inside functions
+MAY_SHOW = {
+    "prediction",
+    "progress",
+    "session",
+}  # the one exception: they import `ui` inside functions
 MODEL_MAY_IMPORT = {"torch", "einops", "safetensors", "numpy"} | sys.stdlib_module_names
 
 

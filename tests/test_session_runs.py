@@ -15,7 +15,7 @@ from medverse_nb import scratch as scratch_file
 from medverse_nb import stored as stored_file
 from medverse_nb.errors import Cancelled, ContextError, InputError, OutputError
 from medverse_nb.inference import crops as crops_file
-from medverse_nb.ui import progress as progress_file
+from medverse_nb.ui import progress_bar as progress_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

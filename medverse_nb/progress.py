@@ -1,0 +1,39 @@
+"""Whom a run tells of its progress, and how it is ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Literal
+
+from .errors import Cancelled
+from .inference.autoregressive import OnProgress
+
+Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
+
+
+@contextmanager
+def shown(on_progress: Progress | Literal["bar"] | None, unit: str) -> Iterator[Progress | None]:
+    """Yield whom to tell: what was given, or a bar that counts units."""
+    if on_progress != "bar":
+        yield on_progress
+        return
+    from .ui.progress_bar import progress_bar
+
+    with progress_bar(unit) as move:
+        yield move
+
+
+def reporting(on_progress: Progress | None, cancel: Event | None) -> OnProgress:
+    """Return what is told of every window: it passes it on, or ends the run."""
+
+    def report(scale: int, scales: int, done: int, count: int) -> None:
+        if on_progress:
+            on_progress(f"scale {scale} of {scales}", done, count)
+        if cancel and cancel.is_set():
+            raise Cancelled(
+                f"cancelled at scale {scale} of {scales}, after {done} of {count} windows"
+            )
+
+    return report

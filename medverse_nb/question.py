@@ -1,0 +1,108 @@
+"""What a session asks of one scan: from the scan as it was read to the answer on its grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from .answer import make_image, make_probability
+from .classes import ClassSpec
+from .context import ContextSet, Task, content_hash, make_pair
+from .evaluation.scoring import score_image, score_mask
+from .geometry import Align
+from .inference.autoregressive import Step
+from .inference.inputs import PairInputs, Values
+from .intensity import IntensityScale, quantile_scale
+from .io import Source
+from .placement import CanonicalVolume
+from .prediction import Prediction
+from .views import mapped
+from .volume import values_of
+
+
+@dataclass(frozen=True)
+class Question:
+    """A scan, what is wanted of it, and the pairs to learn that from.
+
+    target : (x, y, z) as it was read.
+    classes : empty for an image task.
+    """
+
+    target: xr.DataArray
+    classes: tuple[ClassSpec, ...]
+    context: ContextSet
+    task: Task
+    align: Align
+
+    @cached_property
+    def canonical(self) -> CanonicalVolume:
+        """The scan in canonical axis order."""
+        return CanonicalVolume.of(self.target)
+
+    @cached_property
+    def scale(self) -> IntensityScale:
+        """What brings the scan's intensities to [0, 1]."""
+        return quantile_scale(self.canonical.view)
+
+    @cached_property
+    def inputs(self) -> PairInputs:
+        """What the network reads."""
+        wanted: list[Values] = [*(spec.values for spec in self.classes)] or [None]
+        scan = mapped(self.canonical.view, self.scale.apply)
+        return PairInputs(scan, self.canonical.grid, self.context.pairs, self.align, wanted)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes, or "image"."""
+        return [spec.name for spec in self.classes] or ["image"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know of the context: classes that some pairs lack."""
+        messages = []
+        for spec in self.classes:
+            without = [p.name for p in self.context if not set(p.values) & set(spec.values)]
+            if without:
+                messages.append(
+                    f"{spec.name}: {', '.join(without)} without it; taken as empty examples"
+                )
+        return messages
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values that tell this question from any other, voxels by hash."""
+        return {
+            "task": self.task,
+            "align": self.align,
+            "classes": [spec.to_dict() for spec in self.classes],
+            "context": [pair.hash for pair in self.context],
+            "target": content_hash(self.canonical.view, self.canonical.grid),
+        }
+
+    def answer(self, last: Step) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+        """Return the probability, or the image of an image task, on the scan's own grid."""
+        turn = self.canonical.reorientation
+        if self.classes:
+            return make_probability(last.predictions, self.names, self.target, turn), None
+        scales = [pair.label_scale for pair in self.context]
+        return None, make_image(last.predictions[0], scales, self.target, turn)
+
+    def read_truth(self, truth: Source) -> NDArray[Any]:
+        """Return the known label's voxels in the scan's axis order.
+
+        Raises
+        ------
+        InputError, ContextError : unreadable, or not on the scan's grid.
+        """
+        return values_of(make_pair(self.target, truth, name="truth", task=self.task).label)
+
+    def score(self, prediction: Prediction, truth: NDArray[Any]) -> pd.DataFrame:
+        """Return Dice by class, or PSNR, with the mean label's or the scan's own beside it."""
+        answer = values_of(prediction.answer)
+        if self.classes:
+            return score_mask(answer, truth, self.classes, self.context, self.canonical, self.align)
+        return score_image(answer, truth, values_of(self.target))
