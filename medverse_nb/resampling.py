@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .regions import Region, View, bounds_of, slabs
 
 FloatArray = NDArray[np.float32]
 WHOLE_MARGIN_SIGMAS = 4.0
+LARGEST_KNOWN = 160  # voxels along an axis: a window's weights are remembered
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class AxisMap:
 
     def weights(self, start: int, stop: int) -> tuple[int, FloatArray]:
         """Return (first, W): result[start:stop] = W @ source[first : first + W.shape[1]]."""
+        if stop - start > LARGEST_KNOWN:
+            return self._weights(start, stop)
+        return _known_weights(self, start, stop)
+
+    def _weights(self, start: int, stop: int) -> tuple[int, FloatArray]:
         centres = self.scale * np.arange(start, stop, dtype=np.float64) + self.offset
         width = max(1.0, abs(self.scale)) if self.antialias else 1.0
         columns = np.arange(
@@ -55,7 +62,14 @@ class AxisMap:
         first = int(inside[0])
         folded = np.zeros((stop - start, int(inside[-1]) - first + 1), np.float32)
         np.add.at(folded.T, inside - first, weights.T)
+        folded.setflags(write=False)
         return first, folded
+
+
+@lru_cache(maxsize=2048)
+def _known_weights(axis_map: AxisMap, start: int, stop: int) -> tuple[int, FloatArray]:
+    """Return weights that many windows ask for."""
+    return axis_map._weights(start, stop)  # noqa: SLF001, of the class above
 
 
 def resize_map(
@@ -94,7 +108,9 @@ def _weigh(volume: NDArray[Any], weights: FloatArray, axis: int) -> NDArray[Any]
     """Replace an axis by weighted sums of its voxels; one that keeps them is not touched."""
     if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
         return volume
-    return np.moveaxis(np.tensordot(volume, weights, axes=(axis, 1)), -1, axis)
+    if axis == 0:
+        return (weights @ volume.reshape(len(volume), -1)).reshape(-1, *volume.shape[1:])
+    return weights @ volume if axis == 1 else volume @ weights.T
 
 
 def resize(

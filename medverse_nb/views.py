@@ -125,7 +125,8 @@ def clipped(view: View) -> View:
 
 
 def _is_member(labels: NDArray[Any], values: tuple[int, ...]) -> FloatArray:
-    return np.isin(labels, values).astype(np.float32)
+    found = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+    return found.astype(np.float32)
 
 
 def _clip(volume: NDArray[Any]) -> FloatArray:

@@ -92,7 +92,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, whole, fail_at, error):
     total = count_windows()
     assert total - fail_at <= rest.asked <= total
     if fail_at == 60:
-        assert rest.asked < total / 2
+        assert rest.asked < 0.6 * total  # a chunk of three was finished
 
 
 def test_a_chunk_that_was_not_finished_is_written_again(tmp_path, whole):

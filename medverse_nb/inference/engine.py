@@ -3,7 +3,7 @@
 A task takes a batch of windows: it reads its crops, runs the network and keeps the answers
 as tiles. Another task blends the tiles over one chunk of the volume, which is then written.
 Tiles are dropped as soon as the last chunk over them is blended. Who runs the tasks is an
-executor's matter: threads of this process, or a cluster.
+executor's matter: threads of this process (below), or a cluster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import dask.threaded
 import numpy as np
 
 from ..geometry import Shape
+from ..model.memory import release_memory
 from ..regions import Region
 from ..resampling import FloatArray
 from .blending import blend
@@ -114,21 +115,29 @@ def run_scale(
 def plan_scale(windows: Sequence[Window], shape: Shape, batch: int, store: Store) -> Plan:
     """Cut the volume into chunks, and the windows into batches that stay close together."""
     batches = [list(windows[i : i + batch]) for i in range(0, len(windows), batch)]
+    starts, sides = np.array([window.start for window in windows]), np.array(windows[0].sides)
     chunks = []
     for number, region in enumerate(plan_chunks(shape, windows[0].sides)):
         if not store.has(number):
-            over = [i for i, b in enumerate(batches) if any(w.reaches(region) for w in b)]
-            chunks.append(Chunk(number, region, tuple(over)))
+            low, high = np.array([(part.start, part.stop) for part in region]).T
+            over = ((starts < high) & (low < starts + sides)).all(axis=1).nonzero()[0] // batch
+            chunks.append(Chunk(number, region, tuple(np.unique(over).tolist())))
     return Plan(batches, chunks)
 
 
 def plan_chunks(shape: Shape, sides: Shape) -> Iterator[Region]:
-    """Cut a volume into chunks of a few windows, in the order of its axes."""
+    """Cut a volume into chunks of a few windows; along its longest axis last.
+
+    In that order the fewest tiles wait for a later chunk.
+    """
     edges = [
         [slice(a, min(a + WINDOWS_A_CHUNK * side, n)) for a in range(0, n, WINDOWS_A_CHUNK * side)]
         for n, side in zip(shape, sides, strict=True)
     ]
-    yield from itertools.product(*edges)
+    axes = sorted(range(3), key=lambda axis: -shape[axis])
+    for parts in itertools.product(*(edges[axis] for axis in axes)):
+        x, y, z = (parts[axes.index(axis)] for axis in range(3))
+        yield x, y, z
 
 
 def blend_chunk(
@@ -145,18 +154,22 @@ def blend_chunk(
 
 
 def run_threads(plan: Plan, predict: Predict, write: Write, on_batch: OnBatch) -> None:
-    """Run a plan in threads of this process, as one Dask graph."""
+    """Run a plan in threads of this process, chunk after chunk, each as a Dask graph."""
 
-    def tiles(number: int) -> FloatArray:
+    def compute(number: int) -> FloatArray:
         answer = predict(plan.batches[number])
         on_batch(plan.batches[number])
         return answer
 
-    def finish(chunk: Chunk, answers: list[FloatArray]) -> None:
-        write(chunk, blend_chunk(chunk.region, plan.over(chunk), answers))
-
-    graph: dict[Any, Any] = {("tiles", i): (tiles, i) for i in plan.needed}
-    keys = [("chunk", chunk.number) for chunk in plan.chunks]
-    for key, chunk in zip(keys, plan.chunks, strict=True):
-        graph[key] = (finish, chunk, [("tiles", i) for i in chunk.over])
-    dask.threaded.get(graph, keys, num_workers=THREADS)
+    last = {i: chunk.number for chunk in plan.chunks for i in chunk.over}
+    tiles: dict[int, FloatArray] = {}
+    for chunk in plan.chunks:
+        missing = [i for i in chunk.over if i not in tiles]
+        graph: dict[Any, Any] = {("tiles", i): (compute, i) for i in missing}
+        answers = dask.threaded.get(graph, list(graph), num_workers=THREADS)
+        tiles |= zip(missing, answers, strict=True)
+        write(chunk, blend_chunk(chunk.region, plan.over(chunk), [tiles[i] for i in chunk.over]))
+        for i in chunk.over:
+            if last[i] == chunk.number:
+                del tiles[i]
+        release_memory()
