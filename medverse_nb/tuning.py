@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ from .evaluation.leave_one_out import score_pairs
 from .geometry import Align
 from .inference.inputs import Values
 from .inference.recipe import Settings
+from .model.config import NetworkConfig
 from .model.network import ICLNetwork
 from .training.tuning import OnProgress, TunedNetwork, TuningTasks, tune_network
 
+CROP = 32  # voxels: many steps in small crops gain more in a minute than few in large ones
 FEWEST_PAIRS = 3  # one held out, one the target, one its context
 
 
@@ -65,6 +68,11 @@ class Tuning:
         )
 
 
+def crop_of(config: NetworkConfig) -> int:
+    """Return the side of the crops to tune in: about `CROP`, as the network can take it."""
+    return min(config.window, math.ceil(CROP / config.multiple) * config.multiple)
+
+
 def tune_on_pairs(
     network: ICLNetwork,
     pairs: Sequence[ContextPair],
@@ -96,7 +104,7 @@ def tune_on_pairs(
     def measure(candidate: ICLNetwork) -> float:
         return float(np.mean(score_pairs(candidate, held_out, rest, wanted, align, settings)))
 
-    tasks = TuningTasks(rest, wanted, align, network.config.window)
+    tasks = TuningTasks(rest, wanted, align, network.config.window, crop_of(network.config))
     tuned = tune_network(
         network,
         tasks.draw,

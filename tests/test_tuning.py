@@ -17,6 +17,7 @@ from medverse_nb.model.weights import save_network, weights_hash
 from medverse_nb.resampling import resize
 from medverse_nb.training import tuning
 from medverse_nb.training.tuning import TuningTasks, tune_network
+from medverse_nb.tuning import crop_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +46,7 @@ def seeded(seed: int = 0) -> Generator:
 
 
 def tasks_of(pairs, wanted=((1,), (2,))) -> TuningTasks:
-    return TuningTasks(pairs, wanted, "box", WINDOW)
+    return TuningTasks(pairs, wanted, "box", WINDOW, WINDOW)
 
 
 def small_network() -> ICLNetwork:
@@ -140,7 +141,7 @@ def test_labels_stay_in_range_where_resampling_rounds():
         make_pair(rng.random(shape), np.ones(shape, np.uint8), name=f"{shape}", affine=np.eye(4))
         for shape in [(35, 51, 37), (33, 47, 41), (38, 53, 29)]
     ]
-    tasks = TuningTasks(volumes, ((1,),), "box", 32)
+    tasks = TuningTasks(volumes, ((1,),), "box", 32, 32)
     for seed in range(12):
         task = tasks.draw(seeded(seed))
         assert max(float(task.truth.max()), float(task.context_label.max())) <= 1
@@ -148,7 +149,7 @@ def test_labels_stay_in_range_where_resampling_rounds():
 
 def test_image_tasks_have_images_as_labels(pairs):
     images = [make_pair(p.image, 2 * p.image + 3, name=p.name, task="image") for p in pairs]
-    task = TuningTasks(images, [None], "box", WINDOW).draw(seeded(1))
+    task = TuningTasks(images, [None], "box", WINDOW, WINDOW).draw(seeded(1))
     assert task.kind == "image"
     assert (task.truth - task.target).abs().max() < 1e-5  # both scaled to [0, 1]
 
@@ -269,3 +270,13 @@ def test_a_class_of_no_pair_is_an_error(session):
     with pytest.raises(ContextError, match="9"):
         session.tune(seconds=1, classes=[9])
     assert same_state(state_of(network), state_of(session.network))
+
+
+def test_crops_are_as_small_as_the_network_can_take(pairs):
+    shipped = NetworkConfig(channels=(16, 32, 64, 64), window=64)
+    released = NetworkConfig(channels=(4, 4, 4, 4, 4), window=128)
+    assert crop_of(shipped) == 32
+    assert crop_of(released) == released.multiple == 64
+    assert crop_of(NetworkConfig(channels=(4, 4), window=8)) == 8
+    task = TuningTasks(pairs, [(1,)], "box", 2 * WINDOW, WINDOW).draw(seeded(0))
+    assert task.target.shape[-3:] == (WINDOW,) * 3

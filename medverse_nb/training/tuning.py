@@ -1,6 +1,6 @@
 """In-context tuning: a copy of the network, trained a minute on the user's own pairs.
 
-Each step makes one pair the target and others its context (leave-one-out), in a window at
+Each step makes one pair the target and others its context (leave-one-out), in a crop at
 one of the scales that inference would use. What the tuning is worth is measured on pairs
 that stay out of it, before, half way and at the end; the best copy wins, and that may be
 the untuned one.
@@ -44,16 +44,18 @@ class TuningTasks:
     """Draws leave-one-out tasks from pairs; every volume is read by region.
 
     wanted : label values of each class, or `[None]` for an image task.
-    window : side of the network's window in voxels.
+    window : side of the network's window in voxels; it decides the scales.
+    crop : side of the cubes that are drawn.
     """
 
     pairs: Sequence[ContextPair]
     wanted: Sequence[Values]
     align: Align
     window: int
+    crop: int
 
     def draw(self, generator: Generator) -> TaskDraw:
-        """Draw a target, up to four other pairs, a class, a scale and a window."""
+        """Draw a target, up to four other pairs, a class, a scale and a crop."""
         order = torch.randperm(len(self.pairs), generator=generator).tolist()
         size = integer(generator, 1, min(LARGEST_CONTEXT, len(self.pairs) - 1))
         chosen = [self.pairs[i] for i in order[: size + 1]]
@@ -71,7 +73,7 @@ class TuningTasks:
     def _draw_region(
         self, target: ContextPair, values: Values, shape: Shape, generator: Generator
     ) -> Region:
-        room = [max(0, side - self.window) for side in shape]
+        room = [max(0, side - self.crop) for side in shape]
         start = [integer(generator, 0, free) for free in room]
         if values is not None and chance(generator, AROUND_FOREGROUND):
             label = target.canonical_label.array
@@ -79,22 +81,22 @@ class TuningTasks:
             if len(inside):
                 voxel = inside[integer(generator, 0, len(inside) - 1)] / np.array(label.shape)
                 start = [
-                    min(free, max(0, int(at * side) - integer(generator, 0, self.window - 1)))
+                    min(free, max(0, int(at * side) - integer(generator, 0, self.crop - 1)))
                     for at, side, free in zip(voxel, shape, room, strict=True)
                 ]
-        x, y, z = (slice(a, min(a + self.window, n)) for a, n in zip(start, shape, strict=True))
+        x, y, z = (slice(a, min(a + self.crop, n)) for a, n in zip(start, shape, strict=True))
         return x, y, z
 
     def _read(
         self, pairs: Sequence[ContextPair], values: Values, level: Grid, region: Region
     ) -> tuple[Tensor, Tensor]:
-        """Return images and labels (N, 1, W, W, W), zero beyond the volume."""
+        """Return images and labels (N, 1, S, S, S), zero beyond the volume."""
         images = [read(pair.image_on(level, self.align), region) for pair in pairs]
         labels = [read(pair.label_on(level, self.align, values), region) for pair in pairs]
         return self._fill(images), self._fill(labels)
 
     def _fill(self, crops: Sequence[FloatArray]) -> Tensor:
-        filled = torch.zeros(len(crops), 1, self.window, self.window, self.window)
+        filled = torch.zeros(len(crops), 1, self.crop, self.crop, self.crop)
         for volume, crop in zip(filled, crops, strict=True):
             x, y, z = crop.shape
             volume[0, :x, :y, :z] = torch.from_numpy(crop)
