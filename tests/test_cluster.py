@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 
 import cloudpickle
@@ -129,9 +130,10 @@ def test_what_progress_raises_ends_the_run_and_what_is_finished_stays(
     )
     assert np.array_equal(got, expected)
     assert set(counts) == {2}
-    assert client.run(lambda dask_worker: len(dask_worker.data)) == dict.fromkeys(
-        client.scheduler_info()["workers"], 0
-    )
+    until = time.monotonic() + 20
+    while any(client.run(lambda dask_worker: len(dask_worker.data)).values()):  # freed in time
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @dataclass
@@ -194,7 +196,8 @@ def open_session(cohort, weights, client=None) -> ICLSession:
 def test_a_session_predicts_the_same_with_a_client(client, cohort, tiny_weights):
     alone = open_session(cohort, tiny_weights).predict(cohort.scan)
     spread = open_session(cohort, tiny_weights, client).predict(cohort.scan)
-    assert np.array_equal(spread.probability.values, alone.probability.values)
+    # Exactly, at an equal mini-context size; here each side chooses its own by free memory.
+    assert np.allclose(spread.probability.values, alone.probability.values, atol=1e-6)
 
 
 @pytest.mark.usefixtures("one_thread")
