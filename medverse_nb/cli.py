@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from .errors import InputError, MedverseError, NotBuiltYet
+from .errors import InputError, MedverseError, NotBuiltYet, missing_extra
 
 if TYPE_CHECKING:
     from .classes import Classes
@@ -247,9 +247,7 @@ def train(
         from .training.run import Run
         from .training.run import train as train_run
     except ModuleNotFoundError as error:
-        raise InputError(
-            f'training needs {error.name}: pip install "medverse_nb[train]"'
-        ) from error
+        raise missing_extra("training", error, "train") from error
     settings = read_config(config, seed=seed)
     weights = train_run(
         Run(settings, run, minutes, device, resume, strict, workers, initial_weights)
@@ -318,9 +316,7 @@ def _started(workers: int | None) -> Iterator[Any]:
     try:
         from distributed import Client, LocalCluster
     except ModuleNotFoundError as error:
-        raise InputError(
-            f'--workers needs {error.name}: pip install "medverse_nb[distributed]"'
-        ) from error
+        raise missing_extra("--workers", error, "distributed") from error
     options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,19 +14,20 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .checks import tell
 from .classes import ClassTable, read_class_table
 from .errors import ContextError, InputError
 from .geometry import Align, Grid, Reorientation
 from .intensity import IntensityScale, quantile_scale
-from .io import NIFTI_SUFFIXES, Source, VolumeWarning, read_volume, stem_of, takes_affine
+from .io import NIFTI_SUFFIXES, Source, read_volume, stem_of, takes_affine
 from .placement import CanonicalVolume, placed
 from .regions import View, slabs
+from .stored import LAZY_CHUNK
 from .views import Mapped, as_dask, mapped, members, turned
 from .volume import affine_of, grid_of, make_volume, view_of
 
 Task = Literal["segmentation", "image"]
 INTEGER_TOLERANCE = 1e-4
-LAZY_CHUNK = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def make_pair(
     values, change = _on_image_grid(label_volume, image_volume, name)
     if change:
         changes.append(change)
-        warnings.warn(f"context pair {name!r}: {change}", VolumeWarning, stacklevel=3)
+        tell(f"context pair {name!r}: {change}")
     if task == "segmentation":
         if count := label_volume.attrs.get("non_finite", 0):
             raise ContextError(
@@ -331,5 +331,5 @@ def find_class_table(*folders: str | Path) -> ClassTable | None:
                 try:
                     return read_class_table(place_ / "dataset.json")
                 except InputError as error:
-                    warnings.warn(str(error), VolumeWarning, stacklevel=3)
+                    tell(str(error))
     return None

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .errors import InputError, MedverseError, first_line
+from .errors import InputError, MedverseError, first_line, missing_extra
 from .geometry import Affine, Shape, spacing_of
 from .volume import make_volume
 
@@ -133,7 +133,7 @@ def _check_installed() -> None:
         import highdicom  # noqa: F401
         import pydicom  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InputError(f'DICOM needs {error.name}: pip install "medverse_nb[dicom]"') from error
+        raise missing_extra("DICOM", error, "dicom") from error
 
 
 def is_framed(header: Header) -> bool:

@@ -37,6 +37,11 @@ class NotBuiltYet(MedverseError, NotImplementedError):
     """Part of the public contract that an open issue still owes."""
 
 
+def missing_extra(what: str, error: ModuleNotFoundError, extra: str) -> InputError:
+    """Return the error that tells which extra to install for what was asked."""
+    return InputError(f'{what} needs {error.name}: pip install "medverse_nb[{extra}]"')
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, cut to a readable length."""
     lines = str(error).strip().splitlines()

@@ -33,37 +33,25 @@ def check_place(path: Path) -> Path:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     """Call `write` with a temporary path of the same suffix, then rename it to `path`.
 
-    Missing folders are made. On any failure, Ctrl-C included, the temporary file is
-    removed and `path` is untouched.
+    `write` makes a file, or a folder; a folder replaces another one at the very end. Missing
+    folders above are made. On any failure, Ctrl-C included, what is temporary is removed and
+    `path` is as it was.
     """
     partial = _beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
-        os.replace(partial, path)
+        if partial.is_dir():
+            _replace_folder(partial, path)
+        else:
+            os.replace(partial, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
     finally:
-        if partial.exists():
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        elif partial.exists():
             partial.unlink()
-    return path
-
-
-def write_folder_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Call `write` with a temporary path, make a folder of it, then rename it to `path`.
-
-    A folder that is there already is replaced, at the very end. On any failure, Ctrl-C
-    included, the temporary folder is removed and `path` is as it was.
-    """
-    partial = _beside(path, "partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        _replace_folder(partial, path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
@@ -97,5 +85,6 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{os.getpid()}.{what}.{path.name}")
 
 
-def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: could not be written ({error.strerror or error})")
+def in_words(size: int) -> str:
+    """Return a number of bytes as people say it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,11 +14,11 @@ from .classes import Classes
 from .errors import ClusterError, InputError, MedverseError, OutputError
 from .io import Source
 from .prediction import Prediction
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .inference.cluster import Cluster
 
-CaseProgress = Callable[[str, int, int], None]  # a case, cases done, of how many
 Row = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ def predict_cases(
     cases: Sequence[Case],
     *,
     cluster: Cluster | None = None,
-    on_progress: CaseProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> list[Row]:
     """Predict every case; a bad one is told in its row and the rest go on.
 

@@ -30,6 +30,23 @@ def bounds_of(shape: Sequence[int], region: Region | None) -> Region:
     return x, y, z
 
 
+def overlap(
+    first: Sequence[slice], second: Sequence[slice]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where two regions have voxels in common, counted from the start of each."""
+    both = [
+        (max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
+    ]
+    in_first, in_second = (
+        tuple(
+            slice(low - r.start, high - r.start)
+            for (low, high), r in zip(both, region, strict=True)
+        )
+        for region in (first, second)
+    )
+    return in_first, in_second
+
+
 def read(view: View, region: Region | None = None) -> NDArray[Any]:
     """Return the voxels of a region, or all of them, as a NumPy array."""
     return np.asarray(view[bounds_of(view.shape, region)])

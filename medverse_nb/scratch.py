@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .checks import tell
 from .errors import OutputError
+from .files import in_words
 from .geometry import Shape
 from .stored import LAZY_CHUNK, slab_depth
 from .zarr_files import ZarrVoxels, create_array, open_array
@@ -42,7 +43,7 @@ def unpack(
     size = math.prod(shape) * dtype.itemsize
     place = make_place(size, name)
     tell(
-        f"{name}: is large; its voxels are unpacked into {place}, up to {_in_words(size)}, and "
+        f"{name}: is large; its voxels are unpacked into {place}, up to {in_words(size)}, and "
         f"removed after use; {VARIABLE} names another folder"
     )
     try:
@@ -73,8 +74,8 @@ def make_place(size: int, name: str) -> Path:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise OutputError(
-            f"{name}: {_in_words(size)} of voxels are to be kept in {folder}, where "
-            f"{_in_words(free)} are free; set {VARIABLE} to a folder with more space"
+            f"{name}: {in_words(size)} of voxels are to be kept in {folder}, where "
+            f"{in_words(free)} are free; set {VARIABLE} to a folder with more space"
         )
     return Path(tempfile.mkdtemp(prefix="medverse_nb-", dir=folder))
 
@@ -98,7 +99,3 @@ def _filled(path: Path, slabs: Iterable[NDArray[Any]], shape: Shape, dtype: np.d
 def _remove(place: Path, owner: int) -> None:
     if os.getpid() == owner:  # not at the end of a process that was forked off
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _in_words(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -23,7 +23,7 @@ from .context import (
     find_pairs,
     make_pair,
 )
-from .errors import ContextError, InputError, NotBuiltYet
+from .errors import ContextError, InputError, NotBuiltYet, missing_extra
 from .evaluation.doctor import Report, examine
 from .geometry import ALIGNS, Align
 from .inference.autoregressive import OnProgress, Step, Storage, run
@@ -514,7 +514,5 @@ def _open_cluster(client: Any, device: str) -> Cluster | None:
     try:
         from .inference.cluster import Cluster
     except ModuleNotFoundError as error:
-        raise InputError(
-            f'client= needs {error.name}: pip install "medverse_nb[distributed]"'
-        ) from error
+        raise missing_extra("client=", error, "distributed") from error
     return Cluster(client, device)

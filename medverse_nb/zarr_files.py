@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .errors import InputError, first_line
 from .files import Stamp, check_unchanged, stamp_of
 from .geometry import Shape
-from .regions import Region
+from .regions import Region, overlap
 
 KEPT_BYTES = 2**28  # of chunks decoded lately, of all arrays together
 MOST_KEPT = 27  # chunks; what a larger region reads is not kept
@@ -77,18 +77,16 @@ def _read(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
         return _native(array[index])
     box = np.empty([part.stop - part.start for part in index], array.dtype.newbyteorder("="))
     for number in numbers:
-        chunk = _chunk(path, stamp, number)
-        firsts = [n * size for n, size in zip(number, array.chunks, strict=True)]
-        both = [
-            slice(max(part.start, first), min(part.stop, first + n))
-            for part, first, n in zip(index, firsts, chunk.shape, strict=True)
-        ]
-        there = tuple(slice(b.start - a, b.stop - a) for b, a in zip(both, firsts, strict=True))
-        here = tuple(
-            slice(b.start - p.start, b.stop - p.start) for b, p in zip(both, index, strict=True)
-        )
-        box[here] = chunk[there]
+        here, there = overlap(index, _chunk_region(array, number))
+        box[here] = _chunk(path, stamp, number)[there]
     return box
+
+
+def _chunk_region(array: Any, number: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(
+        slice(n * size, min((n + 1) * size, side))
+        for n, size, side in zip(number, array.chunks, array.shape, strict=True)
+    )
 
 
 @cachetools.cached(cachetools.LRUCache(64), lock=threading.Lock())
@@ -103,14 +101,7 @@ def _opened(path: str, _stamp: Stamp) -> Any:
 def _chunk(path: str, stamp: Stamp, number: tuple[int, ...]) -> NDArray[Any]:
     """Read one chunk."""
     array = _opened(path, stamp)
-    return _native(
-        array[
-            tuple(
-                slice(n * size, min((n + 1) * size, side))
-                for n, size, side in zip(number, array.chunks, array.shape, strict=True)
-            )
-        ]
-    )
+    return _native(array[_chunk_region(array, number)])
 
 
 def _native(stored: Any) -> NDArray[Any]:

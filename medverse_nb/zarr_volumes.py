@@ -30,7 +30,7 @@ from .checks import (
     tell,
 )
 from .errors import InputError, MedverseError, OutputError, first_line
-from .files import check_place, write_folder_atomically
+from .files import check_place, write_atomically
 from .geometry import Affine, spacing_of
 from .regions import read
 from .stored import LAZY_CHUNK, is_large, slab_depth, slabs_along
@@ -372,7 +372,7 @@ def write_zarr(volume: xr.DataArray, path: Path, dtype: np.dtype[Any]) -> Path:
         for planes, voxels in slabs_along(view, 2, depth):
             array[planes] = np.asarray(voxels, dtype).transpose()
 
-    return write_folder_atomically(path, write)
+    return write_atomically(path, write)
 
 
 def _attributes(affine: Affine, name: str) -> dict[str, Any]:

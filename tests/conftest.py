@@ -93,6 +93,16 @@ def cohort(tmp_path) -> Cohort:
 
 
 @pytest.fixture
+def session(cohort, tiny_weights):
+    """A session on the random network, with the cohort's three pairs."""
+    from medverse_nb import ICLSession
+
+    session = ICLSession(tiny_weights, device="cpu", precision="float32")
+    session.add_context_folder(cohort.images, cohort.labels)
+    return session
+
+
+@pytest.fixture
 def cli(capsys):
     """Run the command line in this process, as a shell would; warnings are shown, not raised."""
     from medverse_nb.cli import main

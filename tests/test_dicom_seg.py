@@ -265,13 +265,6 @@ def test_a_segmentation_half_written_is_never_left(tmp_path, source, monkeypatch
 # Through the session.
 
 
-@pytest.fixture
-def session(cohort, tiny_weights) -> ICLSession:
-    session = ICLSession(tiny_weights, device="cpu")
-    session.add_context_folder(cohort.images, cohort.labels)
-    return session
-
-
 def test_a_prediction_of_a_series_is_written_as_a_segmentation(tmp_path, source, session):
     prediction = session.predict(source.folder)
     assert prediction.target.name == "in"

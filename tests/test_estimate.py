@@ -9,17 +9,10 @@ import pytest
 
 from medverse_nb import ICLSession
 from medverse_nb.errors import ContextError, InputError
+from medverse_nb.files import in_words
 from medverse_nb.inference import estimate as estimate_file
-from medverse_nb.inference.estimate import in_words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def session(cohort, tiny_weights) -> ICLSession:
-    session = ICLSession(tiny_weights, device="cpu", precision="float32")
-    session.add_context_folder(cohort.images, cohort.labels)
-    return session
 
 
 def test_the_windows_are_those_of_the_run(session, cohort):

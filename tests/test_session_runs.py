@@ -21,13 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def session(cohort, tiny_weights) -> ICLSession:
-    session = ICLSession(tiny_weights, device="cpu", precision="float32")
-    session.add_context_folder(cohort.images, cohort.labels)
-    return session
-
-
-@pytest.fixture
 def scan(cohort):
     """A scan of several windows a scale, stored with permuted and flipped axes."""
     rng = np.random.default_rng(5)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..geometry import Shape
-from ..regions import Region
+from ..regions import Region, overlap
 from ..resampling import FloatArray
 from .windows import Window
 
@@ -41,14 +41,7 @@ def blend(region: Region, tiles: Iterable[tuple[Window, FloatArray]]) -> FloatAr
     """
     total: FloatArray | None = None
     for window, tile in tiles:
-        both = [
-            slice(max(w.start, r.start), min(w.stop, r.stop))
-            for w, r in zip(window.region, region, strict=True)
-        ]
-        x, y, z = (
-            slice(b.start - r.start, b.stop - r.start) for b, r in zip(both, region, strict=True)
-        )
-        i, j, k = (slice(b.start - a, b.stop - a) for b, a in zip(both, window.start, strict=True))
+        (x, y, z), (i, j, k) = overlap(region, window.region)
         if total is None:
             sides = [r.stop - r.start for r in region]
             total = np.zeros((len(tile), *sides), np.float32)

@@ -22,6 +22,11 @@ def cut(view: View, windows: Sequence[Window]) -> FloatArray:
     return np.stack([crop(view, window.start, window.sides) for window in windows])
 
 
+def cut_all(views: Sequence[View], windows: Sequence[Window], axis: int = 0) -> FloatArray:
+    """Return the voxels of B windows of several volumes, which are counted along `axis`."""
+    return np.stack([cut(view, windows) for view in views], axis=axis)
+
+
 def kept_bytes(count: int, shape: Shape) -> int:
     """Return the bytes of so many volumes where all fit in `LARGEST_KEPT`, else 0."""
     size = 4 * count * math.prod(shape)
@@ -52,10 +57,6 @@ class ScaleVolumes:
         fed = 1 + len(self.feedback[1]) if self.feedback else 0
         return 1 + len(self.images) + sum(map(len, self.labels)) + fed
 
-    def coarser(self, windows: Sequence[Window]) -> FloatArray | None:
-        """Return the coarser scale's predictions in B windows (K, B, *sides), if there is one."""
-        return self.feedback and np.stack([cut(view, windows) for view in self.feedback[1]])
-
     def kept(self) -> ScaleVolumes:
         """Return the same volumes in memory where they all fit in `LARGEST_KEPT` bytes."""
         if not kept_bytes(self.count, self.shape):
@@ -81,12 +82,10 @@ class Crops:
     @classmethod
     def read(cls, volumes: ScaleVolumes, windows: Sequence[Window]) -> Crops:
         """Read a batch of windows; what lies beyond a volume's end is zero."""
-        fed, answers = volumes.feedback, volumes.coarser(windows)
+        fed = volumes.feedback
         return cls(
             cut(volumes.target, windows),
-            np.stack([cut(view, windows) for view in volumes.images], axis=1),
-            np.stack(
-                [np.stack([cut(v, windows) for v in views], axis=1) for views in volumes.labels]
-            ),
-            None if fed is None or answers is None else (cut(fed[0], windows), answers),
+            cut_all(volumes.images, windows, axis=1),
+            np.stack([cut_all(views, windows, axis=1) for views in volumes.labels]),
+            fed and (cut(fed[0], windows), cut_all(fed[1], windows)),
         )

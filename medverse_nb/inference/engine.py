@@ -22,7 +22,7 @@ from ..model.memory import release_memory
 from ..regions import Region
 from ..resampling import FloatArray
 from .blending import blend
-from .crops import Crops, ScaleVolumes
+from .crops import Crops, ScaleVolumes, cut_all
 from .runner import WindowRunner
 from .storage import Store
 from .windows import Window
@@ -69,9 +69,10 @@ class Predict:
 
     def __call__(self, batch: Batch) -> FloatArray:
         """Return the tiles of B windows: (K, B, *sides)."""
-        coarser = self.volumes.coarser(batch) if self.skip_empty else None
-        if coarser is None:
+        fed = self.volumes.feedback
+        if not (self.skip_empty and fed):
             return self.runner(Crops.read(self.volumes, batch))
+        coarser = cut_all(fed[1], batch)
         wanted = coarser.max(axis=(0, 2, 3, 4)) >= EMPTY_BELOW
         if wanted.any():
             windows = [window for window, want in zip(batch, wanted, strict=True) if want]

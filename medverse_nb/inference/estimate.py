@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..files import in_words
 from ..geometry import Shape
 from ..model.memory import free_memory, held_memory, window_memory
 from ..model.network import ICLNetwork
@@ -189,8 +190,3 @@ def _watched(device: torch.device) -> Iterator[list[int]]:
     finally:
         ended.set()
         watcher.join()
-
-
-def in_words(size: int) -> str:
-    """Return a size as people say it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
