@@ -339,11 +339,22 @@ def test_context_sizes_lie_in_the_stages_range():
     assert all(abs(sizes.count(size) - 50) < 4 * (200 * 0.25 * 0.75) ** 0.5 for size in set(sizes))
 
 
-def test_all_processes_have_one_context_size_and_feedback_at_a_step():
-    config = config_with(stages=[{"context_size": [1, 9]}])
+def test_windows_come_as_often_as_they_are_asked_for():
+    assert {index.window for index in indexes(config_with(), 9)} == {WINDOW}
+    config = config_with(windows={WINDOW: 3, 2 * WINDOW: 1})
+    drawn = indexes(config, 200)
+    larger = sum(index.window == 2 * WINDOW for index in drawn)
+    assert abs(larger - 50) < 4 * (200 * 0.25 * 0.75) ** 0.5
+    stream = TaskStream(SHAPES, config)
+    sides = {index.window: stream[index].target.shape[-1] for index in drawn[:20]}
+    assert sides == {WINDOW: WINDOW, 2 * WINDOW: 2 * WINDOW}
+
+
+def test_all_processes_have_one_window_context_size_and_feedback_at_a_step():
+    config = config_with(stages=[{"context_size": [1, 9]}], windows={WINDOW: 1, 2 * WINDOW: 1})
     drawn = [indexes(config, 20, rank=rank) for rank in range(3)]
     for rank, mine in enumerate(drawn):
-        assert [index[:3] for index in mine] == [index[:3] for index in drawn[0]]
+        assert [index[:4] for index in mine] == [index[:4] for index in drawn[0]]
         assert {index.rank for index in mine} == {rank}
 
 
@@ -370,11 +381,11 @@ def same_task(a: TaskDraw, b: TaskDraw) -> bool:
 def test_seed_and_index_alone_decide_a_task(augmentation):
     stream = TaskStream(SHAPES, config_with(augmentation=augmentation))
     torch.manual_seed(1)
-    index = TaskIndex(5, 2, "none", 0, 0)
+    index = TaskIndex(5, WINDOW, 2, "none", 0, 0)
     first = stream[index]
     torch.manual_seed(2)
     again = TaskStream(SHAPES, config_with(augmentation=augmentation))
-    again[TaskIndex(4, 1, "none", 0, 0)]
+    again[TaskIndex(4, WINDOW, 1, "none", 0, 0)]
     assert same_task(again[index], first)
     others = [stream[index._replace(**{name: 6})] for name in ("step", "rank", "place")]
     others.append(TaskStream(SHAPES, config_with(seed=2, augmentation=augmentation))[index])
@@ -396,7 +407,7 @@ def test_what_the_configuration_asks_of_the_volumes_is_drawn():
     rates = task_rates(config_with(tasks=asked | {"group": 0.1, "largest_group": 3}))
     assert rates == TaskRates(**asked, group=0.1, largest_group=3)
     stream = TaskStream(SHAPES, config_with(tasks=asked))
-    drawn = [stream[TaskIndex(step, 1, "imitated", 0, 0)] for step in range(4)]
+    drawn = [stream[TaskIndex(step, WINDOW, 1, "imitated", 0, 0)] for step in range(4)]
     assert all(task.kind != "segmentation" and task.ar_image is not None for task in drawn)
 
 
@@ -404,7 +415,7 @@ def test_augmentation_keeps_shapes_and_ranges():
     plain, stream = (TaskStream(SHAPES, config_with(augmentation=a)) for a in ("none", "paper"))
     changed = 0
     for step, feedback in zip(range(30), itertools.cycle(("none", "imitated", "own"))):
-        index = TaskIndex(step, 2, feedback, 0, 0)
+        index = TaskIndex(step, WINDOW, 2, feedback, 0, 0)
         one, two = plain[index], stream[index]
         assert two.kind == one.kind
         for field in fields(TaskDraw):
@@ -463,7 +474,7 @@ def test_masks_are_not_inverted_where_something_is_never_asked_for(tmp_path):
                 lambda *arguments, seen=asked: (seen.append(arguments[-1]), arguments[1:3])[1],
             )
             while not asked:
-                stream[TaskIndex(len(asked), 1, "none", len(asked), 0)]
+                stream[TaskIndex(len(asked), WINDOW, 1, "none", len(asked), 0)]
         assert asked[0].mask_inversion == inverting * plain.mask_inversion
 
 

@@ -113,14 +113,19 @@ def deformed_grid(
     return grid + 0.5 * elastic * smooth_field(generator, side, 8, 3)
 
 
-def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (..., X, Y, Z) with deviation `sigma` in voxels; edges repeat."""
-    radius = max(1, math.ceil(2.5 * sigma))
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1, 1)
+SHARP = 0.25  # voxels; a narrower Gaussian has its neighbours below 0.04%
+
+
+def blur(x: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
+    """Gaussian blur of (..., X, Y, Z), deviation in voxels, also one an axis; edges repeat."""
     y = x.reshape(-1, 1, *x.shape[-3:])
-    for axis in range(3):
+    for axis, deviation in enumerate(sigma if isinstance(sigma, tuple) else (sigma,) * 3):
+        if deviation < SHARP:
+            continue
+        radius = max(1, math.ceil(2.5 * deviation))
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
+        kernel = (kernel / kernel.sum()).view(1, 1, -1, 1, 1)
         y = y.movedim(2 + axis, 2)
         y = F.conv3d(F.pad(y, (0, 0, 0, 0, radius, radius), mode="replicate"), kernel)
         y = y.movedim(2, 2 + axis)

@@ -154,8 +154,8 @@ def draw_head_labels(
     point = point + (torch.rand(3, generator=generator) - 0.5) * 0.5 * width_mm
     by_structure = chance(generator, BY_STRUCTURE)
     # From registered scans, where the mean label is hard to beat, to hardly aligned ones.
-    misfit = uniform(generator, 0, 1) ** 2
-    jitter_mm = (0.06 if by_structure else 0.19) * misfit * width_mm
+    misfit = uniform(generator, 0, 1) ** 1.5
+    jitter_mm = (0.08 if by_structure else 0.22) * misfit * width_mm
     affine = 0.02 + 0.08 * misfit
     turn = LARGEST_TURN * uniform(generator, 0, 1) ** 2
     elastic = uniform(generator, 0.02, 0.06)

@@ -14,7 +14,7 @@ from .fields import integer, uniform
 from .labelmaps import HeadMap, draw_head_labels, draw_shape_labels
 from .volumes import LabelDraw
 
-NARROWEST_MM, WIDEST_MM = 28.0, 240.0
+FINEST_MM, WIDEST_MM = 0.85, 240.0  # a voxel of the finest crops, the whole of the widest
 SMALL_CROPS = 1.7  # the exponent of the width's draw: more than half of the crops below 64 mm
 
 
@@ -43,17 +43,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class HeadSource:
-    """Crops of heads, 28 to 240 mm wide, at the same place of each, in synthetic contrast."""
+    """Crops of heads at the same place of each, 0.85 mm a voxel to 240 mm wide, painted."""
 
     heads: Sequence[HeadMap] = field(repr=False)
     never: frozenset[int] = frozenset()
 
     def draw(self, generator: Generator, count: int, window: int, *, finer: bool = True) -> Scene:
         share = uniform(generator, 0, 1) ** SMALL_CROPS
-        width_mm = NARROWEST_MM * (WIDEST_MM / NARROWEST_MM) ** share
+        narrowest = FINEST_MM * window
+        width_mm = narrowest * (WIDEST_MM / narrowest) ** share
         fine = 2 * window if finer and width_mm > 1.4 * window else window
         labels = draw_head_labels(self.heads, generator, count, fine, width_mm)
-        return painted(replace(labels, never=self.never), window)
+        return painted(replace(labels, never=self.never), window, width_mm / window)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class ShapeSource:
 
     def draw(self, generator: Generator, count: int, window: int, *, finer: bool = True) -> Scene:
         fine = window * (integer(generator, 1, 2) if finer else 1)
-        return painted(draw_shape_labels(generator, count, fine), window)
+        labels = draw_shape_labels(generator, count, fine)
+        return painted(labels, window, uniform(generator, FINEST_MM, 4.0))
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,6 @@ class Mixture:
         return self.sources[int(torch.multinomial(weights, 1, generator=generator))]
 
 
-def painted(labels: LabelDraw, window: int) -> Scene:
-    """Give labels a synthetic contrast."""
-    return Scene(labels, lambda generator: render_images(labels, generator, window))
+def painted(labels: LabelDraw, window: int, spacing_mm: float) -> Scene:
+    """Give labels a synthetic contrast, sharp as a scan of this spacing."""
+    return Scene(labels, lambda generator: render_images(labels, generator, window, spacing_mm))

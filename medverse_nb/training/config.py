@@ -112,7 +112,11 @@ class ValidationConfig(Part):
 
 
 class TrainingConfig(Part):
-    """All of a run, apart from how long, where, and where to."""
+    """All of a run, apart from how long, where, and where to.
+
+    windows : sides of the cubes that are drawn, and how often each; none for the network's own.
+        Small ones are quick and teach detail, large ones show whole structures.
+    """
 
     name: FileName
     licence: str
@@ -123,6 +127,7 @@ class TrainingConfig(Part):
     loss: SegmentationLoss = "bce_dice"
     augmentation: Literal["none", "paper"] = "none"
     tasks: TaskConfig = TaskConfig()
+    windows: dict[Count, Positive] = {}
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)] = (StageConfig(),)
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -185,6 +190,11 @@ def _check_network(path: Path, config: TrainingConfig) -> None:
         network = config.network_config
     except WeightsError as error:
         raise InputError(f"{path}: {error}") from error
+    for side in config.windows:
+        if side % network.multiple:
+            raise InputError(
+                f"{path}: windows: {side} is no multiple of {network.multiple}, as the network asks"
+            )
     if config.loss == "bce_dice" and network.output != "sigmoid":
         raise InputError(f'{path}: loss "bce_dice" needs network.output "sigmoid"')
     if config.tasks.autoregressive and not network.autoregressive:

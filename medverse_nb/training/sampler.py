@@ -29,6 +29,7 @@ class TaskIndex(NamedTuple):
     """Which task: what all of a step share, then whose it is, and which of its owner's."""
 
     step: int
+    window: int
     context_size: int
     feedback: Feedback
     rank: int
@@ -65,6 +66,14 @@ def stage_at(config: TrainingConfig, share: float) -> StageConfig:
     return config.stages[-1]
 
 
+def draw_window(config: TrainingConfig, generator: Generator) -> int:
+    """Draw the side of the cubes of one step."""
+    if not config.windows:
+        return config.network_config.window
+    shares = torch.tensor(list(config.windows.values()), dtype=torch.float64)
+    return list(config.windows)[int(torch.multinomial(shares, 1, generator=generator))]
+
+
 class TaskStream(Dataset[TaskDraw]):
     """Draws the task behind an index."""
 
@@ -76,8 +85,9 @@ class TaskStream(Dataset[TaskDraw]):
         seed = seed_of(self.config.seed, index.step, index.rank, index.place)
         generator = Generator().manual_seed(seed)
         source = self.mixture.choose(generator)
-        window = self.config.network_config.window
-        task = draw_task(source, generator, index.context_size, window, self.rates, index.feedback)
+        task = draw_task(
+            source, generator, index.context_size, index.window, self.rates, index.feedback
+        )
         if self.config.augmentation == "none":
             return task
         return augmented(task, generator, self.augmentation)
@@ -107,8 +117,9 @@ def augmented(task: TaskDraw, generator: Generator, rates: AugmentationRates) ->
 class StepSampler(Sampler[list[TaskIndex]]):
     """Yields the tasks of each step, from the one a run stands at, without end.
 
-    The processes of a run have a rank each and draw tasks of their own, all with one context
-    size and one kind of feedback at a step: none waits for another, and a step's tasks stack.
+    The processes of a run have a rank each and draw tasks of their own, all with one window,
+    one context size and one kind of feedback at a step: none waits for another, and a step's
+    tasks stack.
     """
 
     def __init__(
@@ -128,6 +139,7 @@ class StepSampler(Sampler[list[TaskIndex]]):
             generator = Generator().manual_seed(seed_of(self.config.seed, step))
             size = integer(generator, low, high)
             feedback = draw_feedback(generator, self.rates)
+            window = draw_window(self.config, generator)
             places = range(self.config.optimizer.batch)
-            yield [TaskIndex(step, size, feedback, rank, place) for place in places]
+            yield [TaskIndex(step, window, size, feedback, rank, place) for place in places]
             step += 1
