@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     """Call `write` with a temporary path of the same suffix, then rename it to `path`.
 
     `write` makes a file, or a folder; a folder replaces another one at the very end. Missing
-    folders above are made. On any failure, Ctrl-C included, what is temporary is removed and
-    `path` is as it was.
+    folders above are made. On any failure, Ctrl-C included, what is temporary is removed, new
+    folders too, and `path` is as it was.
     """
     partial = _beside(path, "partial")
+    new = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
@@ -45,6 +48,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
             _replace_folder(partial, path)
         else:
             os.replace(partial, path)
+    except OutputError:  # of a file that `write` puts beside this one
+        raise
     except OSError as error:
         raise OutputError(f"{path}: could not be written ({error.strerror or error})") from error
     finally:
@@ -52,6 +57,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
         elif partial.exists():
             partial.unlink()
+        for folder in new:
+            with suppress(OSError):  # what has something in it stays
+                folder.rmdir()
     return path
 
 
@@ -61,10 +69,15 @@ def stamp_of(path: Path) -> Stamp:
     return status.st_mtime_ns, status.st_size
 
 
-def check_unchanged(path: Path, stamp: Stamp) -> None:
-    """Refuse a file that is no longer the one of which this was the stamp."""
-    if not path.is_file() or stamp_of(path) != stamp:
-        raise InputError(f"{path}: has changed since it was read; read it again")
+def check_unchanged(path: Path, stamp: Stamp, owner: Path | None = None) -> None:
+    """Refuse a file that is no longer the one of which this was the stamp.
+
+    owner : the folder to name in its place.
+    """
+    if not path.is_file():
+        raise InputError(f"{owner or path}: is gone since it was read; put it back as it was")
+    if stamp_of(path) != stamp:
+        raise InputError(f"{owner or path}: has changed since it was read; read it again")
 
 
 def _replace_folder(partial: Path, path: Path) -> None:
@@ -79,6 +92,11 @@ def _replace_folder(partial: Path, path: Path) -> None:
             os.replace(aside, path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a name is one that `write_atomically` gives, left by a process that was killed."""
+    return re.fullmatch(r"\.\d+\.partial\..+", path.name) is not None
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from .errors import OutputError
 from .files import in_words
 from .geometry import Shape
 from .stored import LAZY_CHUNK, slab_depth
-from .zarr_files import ZarrVoxels, create_array, open_array
+from .zarr_files import ZarrVoxels, create_array, open_array, write_region
 
 VARIABLE = "MEDVERSE_NB_SCRATCH"
+MORE_SPACE = f"set {VARIABLE} to a folder with more space"
 
 
 def unpack(
@@ -41,28 +43,25 @@ def unpack(
     OutputError : no such place, or too little space there.
     """
     size = math.prod(shape) * dtype.itemsize
-    place = make_place(size, name)
-    tell(
-        f"{name}: is large; its voxels are unpacked into {place}, up to {in_words(size)}, and "
-        f"removed after use; {VARIABLE} names another folder"
-    )
-    try:
-        view = ZarrVoxels.of(_filled(place / "voxels.zarr", slabs, shape, dtype))
-    except OSError as error:
-        _remove(place, os.getpid())
-        raise OutputError(
-            f"{name}: could not be unpacked into {place.parent} ({error.strerror or error}); set "
-            f"{VARIABLE} to a folder with more space"
-        ) from error
-    except BaseException:
-        _remove(place, os.getpid())
-        raise
+    with new_place(size, name) as place:
+        tell(
+            f"{name}: is large; its voxels are unpacked into {place}, up to {in_words(size)}, and "
+            f"removed after use; {VARIABLE} names another folder"
+        )
+        try:
+            view = ZarrVoxels.of(_filled(place / "voxels.zarr", slabs, shape, dtype))
+        except OSError as error:
+            raise OutputError(
+                f"{name}: could not be unpacked into {place.parent} ({error.strerror or error}); "
+                f"{MORE_SPACE}"
+            ) from error
     remove_with(view, place)
     return view
 
 
-def make_place(size: int, name: str) -> Path:
-    """Make a folder for so many bytes of what `name` says.
+@contextmanager
+def new_place(size: int, name: str) -> Iterator[Path]:
+    """Make a folder for so many bytes of what `name` says; on any failure inside it is removed.
 
     Raises
     ------
@@ -75,9 +74,14 @@ def make_place(size: int, name: str) -> Path:
     if size > free:
         raise OutputError(
             f"{name}: {in_words(size)} of voxels are to be kept in {folder}, where "
-            f"{in_words(free)} are free; set {VARIABLE} to a folder with more space"
+            f"{in_words(free)} are free; {MORE_SPACE}"
         )
-    return Path(tempfile.mkdtemp(prefix="medverse_nb-", dir=folder))
+    place = Path(tempfile.mkdtemp(prefix="medverse_nb-", dir=folder))
+    try:
+        yield place
+    except BaseException:
+        _remove(place, os.getpid())
+        raise
 
 
 def remove_with(holder: Any, place: Path) -> None:
@@ -91,7 +95,7 @@ def _filled(path: Path, slabs: Iterable[NDArray[Any]], shape: Shape, dtype: np.d
     array, start = open_array(path, writable=True), 0
     for slab in slabs:
         stop = start + slab.shape[2]
-        array[:, :, start:stop] = slab
+        write_region(array, (slice(None), slice(None), slice(start, stop)), slab)
         start = stop
     return path
 

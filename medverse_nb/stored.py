@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,36 @@ class FileVoxels:
     fortran: bool  # voxels along x are neighbours, else those along z
 
     def __getitem__(self, region: Region) -> NDArray[Any]:
+        order = -1 if self.fortran else 1
         try:
             check_unchanged(Path(self.path), self.stamp)
-            stored = np.memmap(
-                self.path, self.dtype, "r", self.offset, self.shape, "F" if self.fortran else "C"
-            )
-            return np.array(stored[region], self.dtype.newbyteorder("="), subok=False)
+            box = self._read(self.shape[::order], region[::order])
+            check_unchanged(Path(self.path), self.stamp)  # nor while it was read
         except InputError:
             raise
         except DAMAGE as error:
             name = Path(self.path).name
             raise InputError(f"{name}: damaged or cut short ({first_line(error)})") from error
+        return box if order == 1 else box.transpose()
+
+    def _read(self, shape: Sequence[int], region: Sequence[slice]) -> NDArray[Any]:
+        """Read a box, the axes as they lie in the file: the last one's voxels are neighbours.
+
+        No memory map: one over a file that is cut short meanwhile kills the process.
+        """
+        planes, rows, part = region
+        _, height, width = shape
+        box = np.empty([s.stop - s.start for s in region], self.dtype.newbyteorder("="))
+        if not box.size:
+            return box
+        with open(self.path, "rb") as file:
+            for number, plane in enumerate(range(planes.start, planes.stop)):
+                first = (plane * height + rows.start) * width
+                file.seek(self.offset + first * self.dtype.itemsize)
+                content = file.read(box.shape[1] * width * self.dtype.itemsize)
+                voxels = np.frombuffer(content, self.dtype)  # too few, if the file ends here
+                box[number] = voxels.reshape(box.shape[1], width)[:, part]
+        return box
 
 
 def slab_depth(shape: tuple[int, ...], itemsize: int, axis: int = 2) -> int:

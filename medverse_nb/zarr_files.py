@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .geometry import Shape
 from .regions import Region, overlap
 
 KEPT_BYTES = 2**28  # of chunks decoded lately, of all arrays together
+WRITERS = 4  # chunks encoded at a time
 MOST_KEPT = 27  # chunks; what a larger region reads is not kept
 FORMAT = 3 if int(zarr.__version__.split(".")[0]) >= 3 else 2  # written; 3 reads 2 as well
 
@@ -45,15 +47,17 @@ class ZarrVoxels:
         path = path.absolute()
         stored = open_array(path).shape
         shape = stored[axes[0]], stored[axes[1]], stored[axes[2]]
-        return cls(str(path), stamp_of(_metadata(path)), shape, axes, len(stored))
+        return cls(str(path), stamp_of_array(path), shape, axes, len(stored))
 
     def __getitem__(self, region: Region) -> NDArray[Any]:
-        check_unchanged(_metadata(Path(self.path)), self.stamp)
         index = [slice(0, 1)] * self.ndim
         for axis, part in zip(self.axes, region, strict=True):
             index[axis] = part
         try:
+            check_array(Path(self.path), self.stamp)
             stored = _read(self.path, self.stamp, tuple(index))
+        except InputError:
+            raise
         except Exception as error:  # every codec has errors of its own
             where = ", ".join(f"{part.start}:{part.stop}" for part in region)
             raise InputError(
@@ -68,18 +72,23 @@ class ZarrVoxels:
 def _read(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
     """Read a box, a small one by way of whole chunks."""
     array = _opened(path, stamp)
-    spans = [
-        range(part.start // size, -(-part.stop // size))
-        for part, size in zip(index, array.chunks, strict=True)
-    ]
-    numbers = list(itertools.product(*spans))
+    numbers = _numbers(array, index)
     if len(numbers) > MOST_KEPT:
-        return _native(array[index])
+        return _decoded(path, stamp, index)
     box = np.empty([part.stop - part.start for part in index], array.dtype.newbyteorder("="))
     for number in numbers:
         here, there = overlap(index, _chunk_region(array, number))
         box[here] = _chunk(path, stamp, number)[there]
     return box
+
+
+def _numbers(array: Any, index: tuple[slice, ...]) -> list[tuple[int, ...]]:
+    """Return the numbers of the chunks that have voxels in a region."""
+    spans = [
+        range(part.start // size, -(-part.stop // size))
+        for part, size in zip(index, array.chunks, strict=True)
+    ]
+    return list(itertools.product(*spans))
 
 
 def _chunk_region(array: Any, number: tuple[int, ...]) -> tuple[slice, ...]:
@@ -100,8 +109,14 @@ def _opened(path: str, _stamp: Stamp) -> Any:
 )
 def _chunk(path: str, stamp: Stamp, number: tuple[int, ...]) -> NDArray[Any]:
     """Read one chunk."""
-    array = _opened(path, stamp)
-    return _native(array[_chunk_region(array, number)])
+    return _decoded(path, stamp, _chunk_region(_opened(path, stamp), number))
+
+
+def _decoded(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
+    """Read a region of an array that is still there: else its chunks would pass for empty."""
+    voxels = _native(_opened(path, stamp)[index])
+    check_array(Path(path), stamp)
+    return voxels
 
 
 def _native(stored: Any) -> NDArray[Any]:
@@ -137,6 +152,34 @@ def open_array(path: Path, *, writable: bool = False) -> Any:
     """Open an array for reading, or for writing too."""
     stored = 3 if _metadata(path).name == "zarr.json" else 2
     return zarr.open_array(str(path), mode="r+" if writable else "r", **_format(stored))
+
+
+def write_region(array: Any, region: tuple[slice, ...], voxels: NDArray[Any]) -> None:
+    """Write a region of an array, a few chunks at a time; whole chunks, if others write too.
+
+    Once this ends, well or not, no chunk is still being written: left to itself, zarr 3 goes on
+    with the others after one has failed, and they come up again in a folder that was removed.
+    """
+    index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(region, array.shape, strict=True))
+
+    def write(number: tuple[int, ...]) -> None:
+        chunk = _chunk_region(array, number)
+        here, there = overlap(index, chunk)
+        inside = zip(chunk, there, strict=True)
+        array[tuple(slice(c.start + t.start, c.start + t.stop) for c, t in inside)] = voxels[here]
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write, _numbers(array, index)))
+
+
+def stamp_of_array(path: Path) -> Stamp:
+    """Return what changes when an array is written anew."""
+    return stamp_of(_metadata(path))
+
+
+def check_array(path: Path, stamp: Stamp) -> None:
+    """Refuse an array that is no longer the one of which this was the stamp."""
+    check_unchanged(_metadata(path), stamp, path)
 
 
 def _metadata(path: Path) -> Path:

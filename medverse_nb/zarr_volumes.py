@@ -36,7 +36,14 @@ from .regions import read
 from .stored import LAZY_CHUNK, is_large, slab_depth, slabs_along
 from .views import as_dask, mapped
 from .volume import affine_of, view_of
-from .zarr_files import FORMAT, ZarrVoxels, create_array, create_group, open_array
+from .zarr_files import (
+    FORMAT,
+    ZarrVoxels,
+    create_array,
+    create_group,
+    open_array,
+    write_region,
+)
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")
 OURS = "medverse_nb"  # attribute with what OME-Zarr has no word for: the whole affine
@@ -370,7 +377,8 @@ def write_zarr(volume: xr.DataArray, path: Path, dtype: np.dtype[Any]) -> Path:
         create_array(level, (z, y, x), (depth, *LAZY_CHUNK[:2]), dtype, AXES[::-1])
         array = open_array(level, writable=True)
         for planes, voxels in slabs_along(view, 2, depth):
-            array[planes] = np.asarray(voxels, dtype).transpose()
+            slab = np.asarray(voxels, dtype).transpose()
+            write_region(array, (planes, slice(None), slice(None)), slab)
 
     return write_atomically(path, write)
 

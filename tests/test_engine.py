@@ -121,24 +121,16 @@ def test_another_run_is_not_gone_on_with(tmp_path):
 
 def test_a_full_disk_is_told_and_keeps_what_is_finished(tmp_path, whole, monkeypatch):
     folder = RunFolder(tmp_path / "run", ASKED)
-    writes = []
+    write, writes = storage_file.write_region, []
 
-    class Full:
-        def __init__(self, array) -> None:
-            self.array, self.shape = array, array.shape
+    def fill(array, index, voxels) -> None:
+        writes.append(index)
+        if len(writes) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(array, index, voxels)
 
-        def __getitem__(self, index):
-            return self.array[index]
-
-        def __setitem__(self, index, voxels):
-            writes.append(index)
-            if len(writes) == 3:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            self.array[index] = voxels
-
-    opened = storage_file.open_array
     with monkeypatch.context() as patch:
-        patch.setattr(storage_file, "open_array", lambda *a, **k: Full(opened(*a, **k)))
+        patch.setattr(storage_file, "write_region", fill)
         with pytest.raises(OutputError, match=r"No space left on device.*run again to go on"):
             run_stub(Stub(), storage=folder.storage)
     rest = Stub()

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, OutputError
-from ..files import check_writable, write_atomically
+from ..errors import InputError, OutputError, first_line
+from ..files import check_writable, is_partial, write_atomically
 from ..geometry import Shape
 from ..resampling import FloatArray
-from ..scratch import make_place, remove_with
+from ..scratch import MORE_SPACE, new_place, remove_with
 from ..stored import is_large
-from ..zarr_files import create_array, open_array
+from ..zarr_files import check_array, create_array, open_array, stamp_of_array, write_region
 
 MANIFEST = "run.json"
+GO_ON = "what is finished is kept, run again to go on"
 
 
 class Store(Protocol):
@@ -65,35 +68,64 @@ class FolderStore:
 
     sides : of a stored chunk; a chunk that is written holds whole ones, since two that share
         one could not be written at a time.
+    remedy : what to do when it cannot be written.
+
+    Raises
+    ------
+    OutputError : it cannot be written.
+    InputError : what was finished is damaged, or gone.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], sides: Shape) -> None:
-        self.folder, self.sides = folder, sides
-        self.marks = folder / "finished"
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], sides: Shape, remedy: str = GO_ON
+    ) -> None:
+        self.folder, self.sides, self.remedy = folder, sides, remedy
+        self.marks, self.voxels = folder / "finished", folder / "voxels.zarr"
         if not self.marks.is_dir():
-            create_array(folder / "voxels.zarr", shape, (1, *sides), np.float32)
-            self.marks.mkdir()
-        self.array = open_array(folder / "voxels.zarr", writable=True)
+            with self._writing():
+                create_array(self.voxels, shape, (1, *sides), np.float32)
+                self.marks.mkdir()
+        with self._reading():
+            self.array = open_array(self.voxels, writable=True)
+            self.stamp = stamp_of_array(self.voxels)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        return np.asarray(self.array[index])
+        with self._reading():
+            check_array(self.voxels, self.stamp)  # else what is gone would be read as zero
+            return np.asarray(self.array[index])
 
     def write(self, number: int, index: Any, voxels: FloatArray) -> None:
-        try:
-            self.array[index] = voxels
+        with self._writing():
+            write_region(self.array, index, voxels)
             (self.marks / str(number)).touch()
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: could not be written ({error.strerror or error}); what is "
-                "finished is kept, run again to go on"
-            ) from error
 
     def has(self, number: int) -> bool:
         return (self.marks / str(number)).exists()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: could not be written ({error.strerror or error}); {self.remedy}"
+            ) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # every codec has errors of its own
+            raise InputError(
+                f"{self.folder}: what a run kept there cannot be read back "
+                f"({first_line(error)}); delete this folder and run again"
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FolderStore, (self.folder, self.shape, self.sides)
@@ -103,8 +135,8 @@ def in_memory_or_scratch(scale: int, shape: tuple[int, ...], sides: Shape) -> St
     """Keep a scale in memory, a large one in scratch space until nothing refers to it."""
     if not is_large(shape):
         return MemoryStore(shape)
-    place = make_place(4 * math.prod(shape), f"scale {scale}")
-    store = FolderStore(place, shape, sides)
+    with new_place(4 * math.prod(shape), f"scale {scale}") as place:
+        store = FolderStore(place, shape, sides, MORE_SPACE)
     remove_with(store, place)
     return store
 
@@ -122,13 +154,13 @@ class RunFolder:
         self.path = check_writable(path / MANIFEST).parent
         asked = json.loads(json.dumps(asked))
         if (path / MANIFEST).is_file():
-            before = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            before = _read_manifest(path / MANIFEST)
             if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
                 raise InputError(
                     f"{path} holds another run: {', '.join(changed)} changed since; give another "
                     "folder, or delete this one"
                 )
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.is_dir() and any(not is_partial(inside) for inside in path.iterdir()):
             raise InputError(f"{path} is no folder of a run and not empty; give another one")
         else:
             text = json.dumps(asked, indent=2)
@@ -137,3 +169,13 @@ class RunFolder:
     def storage(self, scale: int, shape: tuple[int, ...], sides: Shape) -> FolderStore:
         """Keep a scale in this folder; finished chunks of an earlier attempt are there."""
         return FolderStore(self.path / f"scale-{scale}", shape, sides)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged, what the run was asked cannot be read ({first_line(error)}); "
+            "delete this folder, or give another one"
+        ) from error
