@@ -39,16 +39,14 @@ def make_probability(
 
 
 def make_image(
-    answer: View, scales: Sequence[IntensityScale], target: xr.DataArray, turn: Reorientation
+    answer: View, scale: IntensityScale, target: xr.DataArray, turn: Reorientation
 ) -> xr.DataArray:
     """Return the answer of an image task (x, y, z), in the units of the context's labels.
 
     Parameters
     ----------
-    scales : of the labels; their median turns [0, 1] into units.
+    scale : of the labels; it turns [0, 1] into units.
     """
-    low = float(np.median([scale.low for scale in scales]))
-    high = float(np.median([scale.high for scale in scales]))
-    view = Mapped(Turned(clipped(answer), turn.inverse), IntensityScale(low, high).invert)
+    view = Mapped(Turned(clipped(answer), turn.inverse), scale.invert)
     data = as_dask(view, LAZY_CHUNK) if is_large(target.shape) else read(view)
     return with_data(target, data, "image")

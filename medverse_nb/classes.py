@@ -7,11 +7,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import ContextError, InputError
 
 Classes = Sequence[int] | Mapping[str, int | Sequence[int]] | None
 Colour = tuple[int, int, int]
+T = TypeVar("T")
 
 # Okabe and Ito's colours, safe for colour-blind readers, then repeated.
 PALETTE: tuple[Colour, ...] = (
@@ -46,10 +48,20 @@ class ClassTable:
     names: dict[int, str] = field(default_factory=dict)
     colours: dict[int, Colour] = field(default_factory=dict)
 
-    def update(self, other: ClassTable) -> None:
-        """Take over another table's entries."""
+    def update(self, other: ClassTable) -> ClassTable:
+        """Take over another table's entries; return those that they replaced."""
+        replaced = ClassTable(
+            {value: self.names[value] for value in other.names if value in self.names},
+            {value: self.colours[value] for value in other.colours if value in self.colours},
+        )
         self.names.update(other.names)
         self.colours.update(other.colours)
+        return replaced
+
+    def take_back(self, other: ClassTable, replaced: ClassTable) -> None:
+        """Undo an `update`; entries that came in since stay."""
+        _take_back(self.names, other.names, replaced.names)
+        _take_back(self.colours, other.colours, replaced.colours)
 
     def specs(self, values: Sequence[int]) -> list[ClassSpec]:
         """Describe single values; where two share a name, their value is added to it."""
@@ -70,6 +82,13 @@ class ClassTable:
             values,
             colour or PALETTE[(number - 1) % len(PALETTE)],
         )
+
+
+def _take_back(entries: dict[int, T], came: dict[int, T], replaced: dict[int, T]) -> None:
+    for value in [v for v, entry in came.items() if entries.get(v) == entry]:
+        del entries[value]
+        if value in replaced:
+            entries[value] = replaced[value]
 
 
 def read_class_table(path: str | Path) -> ClassTable:

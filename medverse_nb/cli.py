@@ -25,6 +25,7 @@ from .errors import InputError, MedverseError, NotBuiltYet, missing_extra
 
 if TYPE_CHECKING:
     from .classes import Classes
+    from .cohort import Plan
     from .evaluation.doctor import Report
 
 app = typer.Typer(
@@ -37,16 +38,20 @@ out_console = Console(markup=False, highlight=False, emoji=False)
 log_console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 Targets = Annotated[list[Path], typer.Argument(help="Scans, or folders of scans.")]
-Images = Annotated[Path, typer.Option(help="Folder of labelled images (nnU-Net imagesTr).")]
-Labels = Annotated[Path, typer.Option(help="Folder of their labels (labelsTr).")]
+IMAGES = typer.Option(help="Folder of labelled images (nnU-Net imagesTr).")
+LABELS = typer.Option(help="Folder of their labels (labelsTr).")
+Images = Annotated[Path, IMAGES]
+Labels = Annotated[Path, LABELS]
 ContextSize = Annotated[int | None, typer.Option(help="How many pairs; default all.")]
 ClassesText = Annotated[
     str | None, typer.Option("--classes", help='"1,2" keeps values; "hippocampus=1+2" joins them.')
 ]
 Model = Annotated[str, typer.Option(help="Model name, .safetensors or released .ckpt.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-AlignText = Annotated[Literal["box", "center", "world"], typer.Option("--align")]
-TaskText = Annotated[Literal["segmentation", "image"], typer.Option("--task")]
+AlignName = Literal["box", "center", "world"]
+AlignText = Annotated[AlignName, typer.Option("--align")]
+TaskName = Literal["segmentation", "image"]
+TaskText = Annotated[TaskName, typer.Option("--task")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Seed = Annotated[int, typer.Option(help="Chooses the context pairs.")]
 
@@ -104,16 +109,21 @@ def demo(
 @app.command()
 def predict(
     targets: Targets,
-    images: Images,
-    labels: Labels,
+    images: Annotated[Path | None, IMAGES] = None,
+    labels: Annotated[Path | None, LABELS] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="A saved session, in place of --images and --labels.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
     context_size: ContextSize = None,
     limit: Annotated[int | None, typer.Option(help="At most so many cases.")] = None,
     classes: ClassesText = None,
-    model: Model = "medverse-tiny",
+    model: Annotated[
+        str | None, typer.Option(help="Default medverse-tiny, or the bank's own.")
+    ] = None,
     device: Device = "auto",
-    align: AlignText = "box",
-    task: TaskText = "segmentation",
+    align: Annotated[AlignName | None, typer.Option(help="Default box.")] = None,
+    task: Annotated[TaskName | None, typer.Option(help="Default segmentation.")] = None,
     seed: Seed = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread, a scan each.")
@@ -127,10 +137,28 @@ def predict(
 
     wanted = parse_classes(classes)
     check_writable(out / "predictions.json")
-    plan = plan_cohort(targets, images, labels, context_size=context_size, limit=limit, seed=seed)
+    sizes: dict[str, Any] = {"context_size": context_size, "limit": limit, "seed": seed}
+    if bank is not None:
+        if images or labels or align or task:
+            raise InputError("--bank brings pairs, task and align; leave those options out")
+        plan = _plan_with_bank(targets, bank, sizes)
+    elif images is None or labels is None:
+        raise InputError("give --images and --labels, or a --bank")
+    else:
+        plan = plan_cohort(targets, images, labels, **sizes)
     with _started(workers) as client, _progress(len(plan.cases)) as advance:
-        session = ICLSession(model, task=task, device=device, align=align, client=client)
-        session.add_context_folder(images, labels, names=plan.context)
+        if bank is not None:
+            session = ICLSession.load(bank, model=model, device=device, client=client)
+            for name in set(session.context.names) - set(plan.context):
+                session.remove_context(name)
+        else:
+            session = ICLSession(
+                model or "medverse-tiny", task=task or "segmentation", device=device,
+                align=align or "box", client=client,
+            )  # fmt: skip
+            assert images is not None
+            assert labels is not None
+            session.add_context_folder(images, labels, names=plan.context)
         session.resolve(wanted)
         rows = session.predict_cases(plan.cases, out=out, classes=wanted, on_progress=advance)
     failed = [row for row in rows if "error" in row]
@@ -177,18 +205,38 @@ def check(
 
 @app.command()
 def info(
-    volume: Annotated[Path, typer.Argument(help="A scan or label.")], as_json: Json = False
+    path: Annotated[Path, typer.Argument(help="A scan, a label or a bank.", metavar="FILE")],
+    as_json: Json = False,
 ) -> None:
-    """Tell a volume's shape, spacing, orientation and intensities."""
+    """Tell a volume's shape, spacing, orientation and intensities, or what is in a bank."""
+    facts = _facts_of_bank(path) if path.suffix.lower() == ".mvctx" else _facts_of_volume(path)
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        rows = value if isinstance(value, list) and isinstance((value or [0])[0], dict) else [value]
+        for number, row in enumerate(rows):
+            told = ", ".join(f"{k} {v}" for k, v in row.items()) if rows is value else row
+            out_console.print(f"{'' if number else key:14} {told}", soft_wrap=True)
+
+
+def _facts_of_bank(path: Path) -> dict[str, Any]:
+    from .bank import open_bank
+
+    with open_bank(path) as bank:
+        return bank.to_dict()
+
+
+def _facts_of_volume(path: Path) -> dict[str, Any]:
     from .geometry import orientation_of
     from .io import read_volume
     from .regions import slabs
     from .volume import grid_of, view_of
 
-    scan = read_volume(volume)
+    scan = read_volume(path)
     grid = grid_of(scan)
     extremes = [(float(slab.min()), float(slab.max())) for slab in slabs(view_of(scan))]
-    facts = {
+    return {
         "name": scan.name,
         "shape": list(grid.shape),
         "spacing_mm": [round(s, 4) for s in grid.spacing_mm],
@@ -199,11 +247,6 @@ def info(
         "maximum": max(most for _, most in extremes),
         "changes": list(scan.attrs.get("changes", [])),
     }
-    if as_json:
-        _print_json(facts)
-        return
-    for key, value in facts.items():
-        out_console.print(f"{key:12} {value}")
 
 
 @app.command()
@@ -305,6 +348,14 @@ def _write_json(path: Path, value: object) -> None:
 
     text = json.dumps(value, indent=2)
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _plan_with_bank(targets: list[Path], bank: Path, sizes: dict[str, Any]) -> Plan:
+    from .bank import open_bank
+    from .cohort import plan_around
+
+    with open_bank(bank) as opened:
+        return plan_around(targets, dict.fromkeys(opened.names), str(bank), **sizes)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,36 @@ def plan_cohort(
         predict.
     InputError : a target that is not there, a size below one.
     """
+    pairs = find_pairs(images, labels)
+    truths = {name: label for name, (_, label) in pairs.items()}
+    return plan_around(
+        targets, truths, str(images), context_size=context_size, limit=limit, seed=seed
+    )
+
+
+def plan_around(
+    targets: Sequence[Path],
+    labelled: Mapping[str, Path | None],
+    place: str,
+    *,
+    context_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Choose as `plan_cohort` does, among labelled cases that are known by name.
+
+    Parameters
+    ----------
+    labelled : names and, where a case may be scored, its label.
+    place : of these cases, told in messages.
+
+    Raises
+    ------
+    ContextError, InputError : as `plan_cohort`.
+    """
     for option, value in (("context_size", context_size), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{option} must be at least 1, got {value}")
-    pairs = find_pairs(images, labels)
     for target in targets:
         if not target.exists():
             raise InputError(f"{target.name}: no such file or folder: {target}")
@@ -60,26 +86,25 @@ def plan_cohort(
     explicit = {case_name(target) for target in targets if scans[target] == [target]}
     listed = [path for target in targets for path in scans[target]]
     files = by_name({path.absolute(): path for path in listed}.values(), case_name)
-    pool = [name for name in pairs if name not in explicit]
+    pool = [name for name in labelled if name not in explicit]
     if context_size is None:
         context = [name for name in pool if name not in files] or pool
     else:
         if len(pool) < context_size:
             raise ContextError(
-                f"{len(pool)} labelled cases in {images} can serve as context, {context_size} wanted"
+                f"{len(pool)} labelled cases in {place} can serve as context, {context_size} wanted"
             )
         order = np.random.default_rng(seed).permutation(len(pool))[:context_size]
         context = sorted(pool[int(index)] for index in order)
     if not context:
-        raise ContextError(f"every labelled case in {images} is a target; none is left as context")
+        raise ContextError(f"every labelled case in {place} is a target; none is left as context")
     left = [name for name in sorted(files) if name not in context]
     if not left:
         raise ContextError(
             "no case is left to predict: all targets serve as context; ask for fewer pairs "
             "(context_size), or name a target's file"
         )
-    cases = [Case(n, files[n], pairs[n][1] if n in pairs else None) for n in left[:limit]]
-    return Plan(context, cases)
+    return Plan(context, [Case(name, files[name], labelled.get(name)) for name in left[:limit]])
 
 
 def _scans_in(target: Path) -> list[Path]:

@@ -19,22 +19,27 @@ from .classes import ClassTable, read_class_table
 from .errors import ContextError, InputError
 from .geometry import Align, Grid, Reorientation
 from .intensity import IntensityScale, quantile_scale
-from .io import NIFTI_SUFFIXES, Source, read_volume, stem_of, takes_affine
+from .io import NIFTI_SUFFIXES, Source, read_volume, source_of, stem_of, takes_affine
 from .placement import CanonicalVolume, placed
+from .provenance import Provenance, now
 from .regions import View, slabs
 from .stored import LAZY_CHUNK
 from .views import Mapped, as_dask, mapped, members, turned
 from .volume import affine_of, grid_of, make_volume, view_of
 
 Task = Literal["segmentation", "image"]
+ChangeKind = Literal["added", "accepted", "removed"]
 INTEGER_TOLERANCE = 1e-4
+LARGEST_LABEL = 2**31 - 1
+MOST_CHANGES = 20  # that can be undone; a removed pair stays in memory as long as its change
 
 
 @dataclass(frozen=True)
 class ContextPair:
     """One labelled volume: image and label on the image's grid.
 
-    Made by `make_pair`, which checks them; `changes` says what it changed.
+    Made by `make_pair`, which checks them; `changes` says what it changed, `provenance` where
+    the pair came from.
     """
 
     name: str
@@ -42,6 +47,7 @@ class ContextPair:
     label: xr.DataArray
     task: Task
     changes: tuple[str, ...] = ()
+    provenance: Provenance = field(default_factory=Provenance)
 
     @cached_property
     def canonical_image(self) -> CanonicalVolume:
@@ -141,7 +147,8 @@ def make_pair(
         values = _integer_labels(values, name, label_threshold)
     data = values if isinstance(values, np.ndarray) else as_dask(values, LAZY_CHUNK)
     placed = make_volume(data, affine_of(image_volume), name=str(label_volume.name))
-    return ContextPair(name, image_volume, placed, task, tuple(changes))
+    origin = Provenance(source_of(image), source_of(label), when=now())
+    return ContextPair(name, image_volume, placed, task, tuple(changes), origin)
 
 
 def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
@@ -202,19 +209,42 @@ def _check_labels(values: NDArray[Any], name: str) -> None:
                 'label_threshold=0.5 or task="image"'
             )
     least, most = round(float(values.min())), round(float(values.max()))
-    if least < 0 or most > 2**31 - 1:
+    if least < 0 or most > LARGEST_LABEL:
         raise ContextError(
             f"context pair {name!r}: label values reach from {least:g} to {most:g}; class values "
             "must be 0 (background) or positive"
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One change of a context, and what it takes to undo it.
+
+    position : of the first of the pairs, among those of the context.
+    came, replaced : entries of the class table that came in, and those that made room.
+    """
+
+    kind: ChangeKind
+    pairs: tuple[ContextPair, ...]
+    position: int
+    when: str
+    came: ClassTable = field(default_factory=ClassTable)
+    replaced: ClassTable = field(default_factory=ClassTable)
+
+    def __repr__(self) -> str:
+        return f"<Change: {self.kind} {', '.join(pair.name for pair in self.pairs)}>"
+
+
 @dataclass
 class ContextSet:
-    """An ordered set of pairs with unique names, and the class table they came with."""
+    """An ordered set of pairs with unique names, and the class table they came with.
+
+    `history` has the last `MOST_CHANGES` changes, the newest at the end; `undo` takes them back.
+    """
 
     pairs: list[ContextPair] = field(default_factory=list)
     table: ClassTable = field(default_factory=ClassTable)
+    history: list[Change] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -245,19 +275,71 @@ class ContextSet:
             free, number = f"{name}-{number}", number + 1
         return free
 
-    def add(self, *pairs: ContextPair) -> None:
-        """Append pairs; a name that is taken adds none of them."""
+    def add(self, *pairs: ContextPair, table: ClassTable | None = None) -> None:
+        """Append pairs, as one change; a name that is taken adds none of them.
+
+        table : class names and colours that come with the pairs.
+        """
+        self._check_names(pairs)
+        came = table or ClassTable()
+        replaced = self.table.update(came)
+        position = len(self)
+        self.pairs.extend(pairs)
+        if pairs:
+            how = pairs[0].provenance.how
+            self._remember(Change(how, pairs, position, now(), came, replaced))
+
+    def remove(self, name: str) -> ContextPair:
+        """Take a pair out and return it.
+
+        Raises
+        ------
+        ContextError : no pair of that name.
+        """
+        pair = self[name]
+        position = self.names.index(name)
+        del self.pairs[position]
+        self._remember(Change("removed", (pair,), position, now()))
+        return pair
+
+    def undo(self) -> Change:
+        """Take back the last change and return it.
+
+        Class names that came with pairs go with them, where nothing else was read since.
+
+        Raises
+        ------
+        ContextError : nothing to take back, or `pairs` were changed past `add` and `remove`.
+        """
+        if not self.history:
+            raise ContextError("nothing to undo: no change of the context is remembered")
+        change = self.history[-1]
+        removed, size = change.kind == "removed", len(change.pairs)
+        start = change.position
+        there = self.pairs[start : start + (0 if removed else size)]
+        expected = () if removed else change.pairs
+        if start > len(self) or [*map(id, there)] != [*map(id, expected)]:
+            raise ContextError(f"{change} cannot be undone: the pairs were changed otherwise")
+        if removed:
+            self._check_names(change.pairs)
+            self.pairs[start:start] = change.pairs
+        else:
+            del self.pairs[start : start + size]
+            self.table.take_back(change.came, change.replaced)
+        return self.history.pop()
+
+    def _check_names(self, pairs: Sequence[ContextPair]) -> None:
         names = [pair.name for pair in pairs]
         taken = sorted({name for name in names if name in self.names or names.count(name) > 1})
         if taken:
             raise ContextError(f"context pairs need names of their own; taken: {taken}")
-        self.pairs.extend(pairs)
 
-    def remove(self, name: str) -> ContextPair:
-        """Take a pair out and return it."""
-        pair = self[name]
-        self.pairs.remove(pair)
-        return pair
+    def _remember(self, change: Change) -> None:
+        self.history = [*self.history, change][-MOST_CHANGES:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the history behind: a worker undoes nothing and has no use for removed pairs."""
+        return {**self.__dict__, "history": []}
 
 
 def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, Path]]:

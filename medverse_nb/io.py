@@ -34,6 +34,7 @@ __all__ = [
     "check_output",
     "name_of",
     "read_volume",
+    "source_of",
     "stem_of",
     "write_volume",
 ]
@@ -63,9 +64,10 @@ def read_volume(source: Source, affine: Any = None, *, name: str | None = None) 
     DataArray (x, y, z) in the file's axis order, of OME-Zarr in the order of its axes'
     names; stored scaling applied; integers stay integers. `attrs["changes"]` lists what was
     changed (non-finite voxels replaced by the minimum, an axis of size one dropped);
-    `attrs["non_finite"]` counts the voxels replaced. Lazy where a file or zarr folder holds
-    more than `stored.LARGEST_LOADED` bytes as float32; a `.nii.gz` of that size is unpacked
-    into scratch space (`scratch`) with a warning.
+    `attrs["non_finite"]` counts the voxels replaced; `attrs["source"]` is the path of a file or
+    zarr folder. Lazy where a file or zarr folder holds more than `stored.LARGEST_LOADED` bytes
+    as float32; a `.nii.gz` of that size is unpacked into scratch space (`scratch`) with a
+    warning.
 
     Raises
     ------
@@ -117,14 +119,30 @@ def name_of(source: Source) -> str:
     return "volume"
 
 
+def source_of(source: Source) -> str:
+    """Return the path that a source was read from, or "array" where none is known."""
+    if isinstance(source, (str, os.PathLike)):
+        return str(Path(source).absolute())
+    if isinstance(source, xr.DataArray):
+        return str(source.attrs.get("source") or source.attrs.get("dicom_folder") or "array")
+    filename = None if isinstance(source, np.ndarray) else source.get_filename()
+    return str(Path(filename).absolute()) if filename else "array"
+
+
 def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
     name = name or _last_name(path) or "volume"
-    kind = path.name.lower()
-    if path.is_dir():
-        if is_zarr(path) or kind.endswith(".zarr"):
-            return read_zarr(path, affine, name)
+    if path.is_dir() and not (is_zarr(path) or path.name.lower().endswith(".zarr")):
         refuse_affine(affine, "a DICOM folder")
         return finite_volume(read_dicom(path, name), name)
+    volume = _read_voxels(path, affine, name)
+    return volume.assign_attrs(source=str(path.absolute()))
+
+
+def _read_voxels(path: Path, affine: Any, name: str) -> xr.DataArray:
+    """Read a zarr folder or a file."""
+    kind = path.name.lower()
+    if path.is_dir():
+        return read_zarr(path, affine, name)
     if not path.exists():
         raise InputError(f"{name}: no such file: {path}")
     if kind.endswith(".npy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -85,12 +86,14 @@ def from_nibabel(image: nib.spatialimages.SpatialImage, name: str) -> xr.DataArr
     checked_shape(tuple(int(n) for n in image.shape), name)  # before any voxel is read
     try:
         data = np.asanyarray(image.dataobj)
+        if isinstance(data, np.memmap):  # it would change with the file
+            data = np.array(data)
     except DAMAGE as error:  # nibabel reads late
         raise InputError(f"{name}: damaged or cut short ({first_line(error)})") from error
-    return checked(data, image.affine, name, _grid_attrs(image.header))
+    return checked(data, image.affine, name, grid_attrs(image.header))
 
 
-def _grid_attrs(header: Any) -> dict[str, Any]:
+def grid_attrs(header: Any) -> dict[str, Any]:
     """Return what of a header says where the grid lies, so that it can be written again."""
     if not isinstance(header, nib.Nifti1Header):
         return {}
@@ -115,7 +118,7 @@ def _read_lazily(image: nib.Nifti1Image, path: Path, name: str) -> xr.DataArray:
         )
     if (stored.slope, stored.inter) != (1, 0):
         view = mapped(view, partial(apply_read_scaling, slope=stored.slope, inter=stored.inter))
-    attrs = _grid_attrs(image.header)
+    attrs = grid_attrs(image.header)
     if len(stored.shape) == 4:
         attrs["changes"] = [FOURTH_DROPPED]
     return checked(as_dask(view, LAZY_CHUNK), affine, name, attrs)
@@ -150,9 +153,7 @@ def write_nifti(volume: xr.DataArray, path: Path, dtype: np.dtype[Any]) -> Path:
         if isinstance(view, np.ndarray):
             image = _to_nifti(np.asarray(view, dtype), affine, volume.attrs)
             return write_atomically(path, lambda part: nib.save(image, part))
-        blank = np.broadcast_to(np.zeros((), dtype), volume.shape)
-        header = _to_nifti(blank, affine, volume.attrs).header
-        return write_atomically(path, lambda part: _save_slabs(part, header, view, dtype, depth))
+        return write_atomically(path, lambda part: _save_parts(part, nifti_parts(volume, dtype)))
     except HeaderDataError as error:
         raise InputError(f"{path}: NIfTI cannot hold {dtype} ({error})") from error
 
@@ -185,13 +186,24 @@ def _to_nifti(array: NDArray[Any], affine: Affine, attrs: dict[Any, Any]) -> nib
     return image
 
 
-def _save_slabs(
-    path: Path, header: nib.Nifti1Header, view: View, dtype: np.dtype[Any], depth: int
-) -> None:
-    """Write header and voxels from start to end, byte for byte what `nib.save` writes."""
+def nifti_parts(volume: xr.DataArray, dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """Yield a `.nii` file from start to end, byte for byte what `nib.save` writes.
+
+    Voxels are read slab by slab along z.
+    """
+    blank = np.broadcast_to(np.zeros((), np.uint8), volume.shape)
+    header = _to_nifti(blank, affine_of(volume), volume.attrs).header
+    header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
+    start = io.BytesIO()
+    header.write_to(start)
+    yield start.getvalue().ljust(header.get_data_offset(), b"\0")
+    depth = slab_depth(volume.shape, max(dtype.itemsize, volume.dtype.itemsize))
+    for _, voxels in slabs_along(view_of(volume), 2, depth):
+        yield np.asarray(voxels, dtype).tobytes(order="F")
+
+
+def _save_parts(path: Path, parts: Iterator[bytes]) -> None:
     with ImageOpener(str(path), mode="wb") as file:
-        header.write_to(file)
-        file.write(bytes(header.get_data_offset() - file.tell()))
-        for _, voxels in slabs_along(view, 2, depth):
-            file.write(np.asarray(voxels, dtype).tobytes(order="F"))
+        for part in parts:
+            file.write(part)

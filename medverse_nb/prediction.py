@@ -22,10 +22,31 @@ from .errors import ContextError, InputError, NotBuiltYet
 from .files import check_writable, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
+from .inference.crops import cut
 from .inference.windows import Window
 from .io import check_output, stem_of, write_volume
-from .regions import read, slabs
+from .regions import View, read, slabs
+from .stored import LAZY_CHUNK, is_large
+from .views import as_dask, resized
 from .volume import affine_of, make_volume, view_of, with_data
+
+
+@dataclass(frozen=True)
+class WindowCrops:
+    """What one window of a run read and answered for one class, each (X, Y, Z) float32.
+
+    context_images, context_labels : (L, X, Y, Z), pairs in the session's order.
+    ar_image, ar_label : the coarser scale's image and answer; None at the first scale.
+    answer : the window's part of the scale's answer, blended with its neighbours'.
+    """
+
+    window: Window
+    target: NDArray[np.float32]
+    context_images: NDArray[np.float32]
+    context_labels: NDArray[np.float32]
+    ar_image: NDArray[np.float32] | None
+    ar_label: NDArray[np.float32] | None
+    answer: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,32 +54,75 @@ class PredictionStep:
     """One scale of a recorded run, of one class.
 
     `image` (x, y, z) and `prediction` (x, y, z) lie in canonical axis order at the
-    scale's resolution, with an affine of their own.
+    scale's resolution, with an affine of their own; so does `truth`, in the answer's units,
+    where it was given. `pairs` are the names of the context's.
     """
 
     scale: int
     class_name: str
     image: xr.DataArray
     prediction: xr.DataArray
+    truth: xr.DataArray | None
     windows: tuple[Window, ...]
+    pairs: tuple[str, ...]
+    question: int
+    run: Step
+
+    def read_window(self, number: int) -> WindowCrops:
+        """Return what a window of this scale read and answered; volumes are read again.
+
+        Raises
+        ------
+        InputError : no such window, or a volume that is no longer what the run read.
+        """
+        if not 0 <= number < len(self.windows):
+            raise InputError(
+                f"no window {number}: scale {self.scale} has {len(self.windows)}, counted from 0"
+            )
+        window, seen = self.windows[number], self.run.seen
+        fed = seen.feedback
+        return WindowCrops(
+            window,
+            cut(seen.target, [window])[0],
+            np.stack([cut(image, [window])[0] for image in seen.images]),
+            np.stack([cut(label, [window])[0] for label in seen.labels[self.question]]),
+            cut(fed[0], [window])[0] if fed else None,
+            cut(fed[1][self.question], [window])[0] if fed else None,
+            cut(self.run.blended[self.question], [window])[0],
+        )
 
 
 def recorded_steps(
-    steps: Sequence[Step], names: Sequence[str], grid: Grid
+    steps: Sequence[Step],
+    names: Sequence[str],
+    pairs: Sequence[str],
+    truths: Sequence[View] | None,
+    grid: Grid,
 ) -> tuple[PredictionStep, ...]:
-    """Give every scale of every class a geometry of its own, from the full grid's."""
+    """Give every scale of every class a geometry of its own, from the full grid's.
+
+    Parameters
+    ----------
+    names, pairs : of the classes and of the context's pairs.
+    truths : what each class's answer should be, on the full grid.
+    """
     recorded = []
     for number, name in enumerate(names):
         for step in steps:
             x, y, z = step.image.shape
             affine = grid.resized((x, y, z)).affine
+            truth = None if truths is None else resized(truths[number], (x, y, z))
             recorded.append(
                 PredictionStep(
                     step.scale,
                     name,
-                    make_volume(read(step.image), affine, name="image"),
-                    make_volume(read(step.predictions[number]), affine, name="prediction"),
+                    make_volume(_kept(step.image), affine, name="image"),
+                    make_volume(_kept(step.predictions[number]), affine, name="prediction"),
+                    make_volume(_kept(truth), affine, name="truth") if truth is not None else None,
                     step.windows,
+                    tuple(pairs),
+                    number,
+                    step,
                 )
             )
     return tuple(recorded)
@@ -76,6 +140,8 @@ class Prediction:
     image : (x, y, z) float32 in the context labels' units, or None for segmentation.
     manifest : versions, hashes, settings, timings and what was changed; plain JSON values.
     steps : one entry for each scale and class where the run was recorded, else empty.
+    attention : where blocks looked, as `Recorder.dataset` says, where the run was recorded and
+        the network has attention, else None.
     score : one row a class where a truth was given, else None.
     """
 
@@ -85,10 +151,10 @@ class Prediction:
     image: xr.DataArray | None
     manifest: dict[str, Any]
     steps: tuple[PredictionStep, ...] = ()
+    attention: xr.Dataset | None = None
     warnings: tuple[str, ...] = ()
     score: pd.DataFrame | None = None
     trust: None = None
-    recorded: bool = False
 
     @cached_property
     def mask(self) -> xr.DataArray:
@@ -125,12 +191,6 @@ class Prediction:
         for number, value in known.items():
             labels[mask == number] = value
         return labels
-
-    @property
-    def attention(self) -> None:
-        """None unless recorded; the recorder is still owed by its issue."""
-        if self.recorded:
-            raise NotBuiltYet("attention maps come with the explorers issue")
 
     @cached_property
     def statistics(self) -> pd.DataFrame:
@@ -169,16 +229,23 @@ class Prediction:
 
         Raises
         ------
-        OutputError : the place cannot be written; nothing is left there.
+        OutputError : the place cannot be written; what was there is as it was.
         InputError : `.dcm` for an image, or for a target that was no DICOM series.
         """
         as_dicom = Path(path).name.lower().endswith(".dcm")
         path = check_writable(Path(path)) if as_dicom else check_output(path)
         sidecar = check_writable(path.with_name(stem_of(path) + ".json"))
-        written = self._write_dicom(path) if as_dicom else write_volume(self.answer, path)
         text = json.dumps(self.to_dict(), indent=2)
-        write_atomically(sidecar, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return written
+
+        def write_both(partial: Path) -> None:
+            partial.write_text(text, encoding="utf-8")
+            if as_dicom:
+                self._write_dicom(path)
+            else:
+                write_volume(self.answer, path)
+
+        write_atomically(sidecar, write_both)
+        return path
 
     def _write_dicom(self, path: Path) -> Path:
         folder = self.target.attrs.get("dicom_folder")
@@ -208,9 +275,19 @@ class Prediction:
             return to_png(three_planes(self.image, title=f"{name}: answer"))
         return to_png(three_planes(self.target, self.mask, self.classes, title=name))
 
-    def view(self) -> None:
-        """Look at the answer in a viewer."""
-        raise NotBuiltYet("view() comes with the explorers issue; .picture() gives a PNG now")
+    def view(self, backend: str = "auto", *, edit: bool = False) -> Any:
+        """Look at the answer over the target; the answer itself for an image task.
+
+        Parameters
+        ----------
+        backend : as for `mv.view`, whose `Viewer` is returned.
+        edit : let the mask be corrected; the viewer's `.mask` is for `session.accept(mask=...)`.
+        """
+        from .ui.view import view
+
+        if self.image is not None and not edit:
+            return view(self.image, backend=backend)
+        return view(self.target, self.mask, classes=self.classes, backend=backend, edit=edit)
 
     def explore_steps(self) -> None:
         """Scrub through the scales."""
@@ -234,6 +311,11 @@ class Prediction:
             parts.append(self.score.to_html(float_format="{:.3f}".format))
         parts += [f"<p><b>Warning:</b> {escape(text)}</p>" for text in self.warnings]
         return "\n".join(parts)
+
+
+def _kept(view: View) -> Any:
+    """Return a volume in memory, a large one as a dask array."""
+    return as_dask(view, LAZY_CHUNK) if is_large(view.shape) else read(view)
 
 
 def _likeliest(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
@@ -20,8 +22,9 @@ from .inference.inputs import PairInputs, Values
 from .intensity import IntensityScale, quantile_scale
 from .io import Source
 from .placement import CanonicalVolume
-from .prediction import Prediction
-from .views import mapped
+from .prediction import Prediction, PredictionStep, recorded_steps
+from .regions import View
+from .views import mapped, members, turned
 from .volume import values_of
 
 
@@ -61,6 +64,13 @@ class Question:
         """Names of the classes, or "image"."""
         return [spec.name for spec in self.classes] or ["image"]
 
+    @cached_property
+    def label_scale(self) -> IntensityScale:
+        """What brings the labels of an image task to [0, 1]: the median pair's."""
+        scales = [pair.label_scale for pair in self.context]
+        low, high = (np.median([getattr(s, end) for s in scales]) for end in ("low", "high"))
+        return IntensityScale(float(low), float(high))
+
     @property
     def warnings(self) -> list[str]:
         """What to know of the context: classes that some pairs lack."""
@@ -88,8 +98,23 @@ class Question:
         turn = self.canonical.reorientation
         if self.classes:
             return make_probability(last.predictions, self.names, self.target, turn), None
-        scales = [pair.label_scale for pair in self.context]
-        return None, make_image(last.predictions[0], scales, self.target, turn)
+        return None, make_image(last.predictions[0], self.label_scale, self.target, turn)
+
+    def recorded(
+        self, steps: Sequence[Step], truth: NDArray[Any] | None
+    ) -> tuple[PredictionStep, ...]:
+        """Return all scales of all classes, each where it lies in space.
+
+        truth : in the scan's axis order.
+        """
+        truths: list[View] | None = None
+        if truth is not None:
+            view = turned(truth, self.canonical.reorientation)
+            truths = [members(view, spec.values) for spec in self.classes] or [
+                mapped(view, self.label_scale.apply)
+            ]
+        pairs = [pair.name for pair in self.context]
+        return recorded_steps(steps, self.names, pairs, truths, self.canonical.grid)
 
     def read_truth(self, truth: Source) -> NDArray[Any]:
         """Return the known label's voxels in the scan's axis order.

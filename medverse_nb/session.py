@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 import torch
 
+from .bank import SavedSession, lasting_name, open_bank, write_bank
+from .bank_file import LARGEST_BANK
 from .checks import collected_warnings
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
 from .context import (
+    Change,
     ContextPair,
     ContextSet,
     Task,
@@ -23,26 +26,28 @@ from .context import (
     find_pairs,
     make_pair,
 )
-from .errors import ContextError, InputError, NotBuiltYet, missing_extra
+from .errors import ContextError, InputError, NotBuiltYet, WeightsError, missing_extra
 from .evaluation.doctor import Report, examine
 from .geometry import ALIGNS, Align
-from .inference.autoregressive import OnProgress, Step, Storage, run
+from .inference.autoregressive import OnProgress, Step, Storage, plan_run, run
 from .inference.engine import run_threads
 from .inference.estimate import Estimate, check_memory, estimate_run
 from .inference.recipe import Settings, choose_recipe
+from .inference.recorder import Record, Recorder, has_attention, windows_of
 from .inference.runner import name_of_network, network_called
 from .inference.storage import RunFolder, in_memory_or_scratch
 from .io import Source, name_of, read_volume
 from .manifest import describe_run
 from .many import Case, CaseTask, Row, predict_cases, table_of
-from .model.device import choose_precision
+from .model.device import choose_device, choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
-from .prediction import Prediction, recorded_steps
+from .prediction import Prediction
 from .progress import Progress, reporting, shown
+from .provenance import accepted
 from .question import Question
 from .tuning import Tuning, tune_on_pairs
-from .volume import values_of, with_data
+from .volume import same_voxels, values_of, with_data
 
 if TYPE_CHECKING:
     from .inference.cluster import Cluster
@@ -166,10 +171,30 @@ class ICLSession:
             make_pair(*found[name], name=name, task=self.task, label_threshold=label_threshold)
             for name in (names or found)
         ]
-        self.context.add(*pairs)
-        if table := find_class_table(labels, images):
-            self.context.table.update(table)
+        self.context.add(*pairs, table=find_class_table(labels, images))
         return pairs
+
+    def remove_context(self, name: str) -> ContextPair:
+        """Take a pair out of the context and return it; `undo` brings it back.
+
+        Raises
+        ------
+        ContextError : no pair of that name.
+        """
+        return self.context.remove(name)
+
+    def undo(self) -> Change:
+        """Take back the last change of the context and return it.
+
+        A change is a pair that was added, accepted or removed, or a folder with its class
+        names. The last `context.MOST_CHANGES` can be taken back, one after the other, also
+        after `save` and `load`.
+
+        Raises
+        ------
+        ContextError : nothing to take back.
+        """
+        return self.context.undo()
 
     def read_class_names(self, path: str | Path) -> None:
         """Take class names and colours from `dataset.json`, a FreeSurfer or ITK-SNAP table."""
@@ -206,7 +231,7 @@ class ICLSession:
         target: Source,
         *,
         classes: Classes = None,
-        record: bool = False,
+        record: Record = False,
         truth: Source | None = None,
         trust: str = "off",
         affine: Any = None,
@@ -222,7 +247,9 @@ class ICLSession:
         target : path, nibabel image, `DataArray` or array.
         classes : None for every value in the context; `[1, 2]` keeps those values;
             `{"hippocampus": (1, 2)}` names a union.
-        record : keep every scale in `.steps`.
+        record : True keeps every scale in `.steps` and where blocks look in `.attention`, of
+            `{"windows": [0, 5]}` only for these, counted through all scales. A window that ran
+            on a `client`'s worker runs once more here.
         truth : the known label; fills `.score` with Dice (or PSNR) beside the mean label's.
         trust : "off"; the trust score is still owed by its issue.
         affine : for arrays and `.npy`.
@@ -236,7 +263,8 @@ class ICLSession:
 
         Raises
         ------
-        InputError : a target or truth that cannot be read, or a `folder` of another run.
+        InputError : a target or truth that cannot be read, a `folder` of another run, or a
+            window to record that the run does not have.
         ContextError : no pairs, no foreground, or a class that no pair has.
         OutputError : no space left for the run.
         ClusterError : workers of `client` that could not do it.
@@ -253,8 +281,9 @@ class ICLSession:
         if skip_empty and not question.classes:
             raise InputError("skip_empty= is for segmentation; an image has no empty parts")
         settings = Settings(precision=self.precision, skip_empty=skip_empty)
+        recorder = self._recorder(question, settings, record)
         with shown(on_progress, "window") as progress:
-            steps = self._run(question, settings, folder, reporting(progress, cancel))
+            steps = self._run(question, settings, folder, recorder, reporting(progress, cancel))
         seconds = time.perf_counter() - started
         probability, image = question.answer(steps[-1])
         prediction = Prediction(
@@ -275,9 +304,9 @@ class ICLSession:
                 steps=steps,
                 seconds=seconds,
             ),
-            steps=recorded_steps(steps, question.names, question.canonical.grid) if record else (),
+            steps=question.recorded(steps, known) if record else (),
+            attention=recorder.dataset() if recorder else None,
             warnings=(*messages, *question.warnings),
-            recorded=record,
         )
         if known is not None:
             prediction = replace(prediction, score=question.score(prediction, known))
@@ -430,20 +459,98 @@ class ICLSession:
         label = chosen.answer if mask is None else mask
         name = self.context.free_name(name_of(chosen.target))
         pair = make_pair(chosen.target, label, name=name, task=self.task)
+        origin = accepted(
+            pair.provenance.image,
+            "prediction" if mask is None else pair.provenance.label,
+            target=str(chosen.target.name),
+            manifest=chosen.manifest,
+            corrected=mask is not None and not same_voxels(pair.label, chosen.answer),
+        )
+        pair = replace(pair, provenance=origin)
         if chosen.image is None:
             values = chosen.to_label_values(values_of(pair.label))
             pair = replace(pair, label=with_data(pair.label, values, "label"))
         self.context.add(pair)
         return pair
 
-    def save(self, path: str | Path) -> None:  # noqa: ARG002, the contract
-        """Write the session as a bank; still owed by the explorers issue."""
-        raise NotBuiltYet("save() comes with the explorers issue")
+    def save(self, path: str | Path, *, images: bool = True, removed: bool = True) -> Path:
+        """Write the session's context, class names, settings and history as a bank.
+
+        The bank is a zip of JSON and NIfTI. Of the model it has name and weights hash; a tuned
+        network is not kept, with a warning.
+
+        Parameters
+        ----------
+        path : ends in `.mvctx`; what is there is replaced at the very end.
+        images : False keeps the labels alone: the images must stay at the paths they came from,
+            unchanged, which is checked now and on loading.
+        removed : keep the pairs that were removed, so that `undo` can bring them back. False,
+            for a bank to give away, keeps no voxel of them; the history then begins after the
+            last removal, as it does without images.
+
+        Raises
+        ------
+        InputError : a pair that cannot be kept: an image that came from no file, without images.
+        OutputError : the place cannot be written; what was there is as it was.
+        """
+        saved = SavedSession(
+            model=lasting_name(self.model_name),
+            weights_sha256=self.weights_hash,
+            task=self.task,
+            align=self.align,
+            device=self.device.type,
+            precision=self.precision,
+            tuning=self.settings["tuning"],
+        )
+        return write_bank(Path(path), self.context, saved, images=images, removed=removed)
 
     @classmethod
-    def load(cls, path: str | Path) -> ICLSession:  # noqa: ARG003, the contract
-        """Read a bank; still owed by the explorers issue."""
-        raise NotBuiltYet("load() comes with the explorers issue")
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: str | Path | None = None,
+        device: str = "auto",
+        precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        client: Any = None,
+        max_bytes: int = LARGEST_BANK,
+    ) -> ICLSession:
+        """Make a session from a bank; on the same device it predicts bit for bit as the saved one.
+
+        Warns where the weights are not the saved ones, and where those were tuned.
+
+        Parameters
+        ----------
+        model : None for the saved one.
+        device, client : as for a new session.
+        precision : "auto" is the saved one on the same kind of device.
+        max_bytes : that may be inside the bank, unpacked.
+
+        Raises
+        ------
+        InputError : no bank, a damaged or unsafe one, of a newer version or too large; an image
+            that was not kept and is no longer what it was.
+        WeightsError : the model is not where it was; pass `model`.
+        OutputError : no scratch space for large volumes.
+        """
+        with open_bank(Path(path), max_bytes) as bank:
+            saved = bank.session
+            if precision == "auto":
+                precision = saved.precision_on(choose_device(device).type)
+            try:
+                session = cls(
+                    model or saved.model,
+                    task=saved.task,
+                    device=device,
+                    precision=precision,
+                    align=saved.align,
+                    client=client,
+                )
+            except WeightsError as error:
+                raise WeightsError(f"{path}: {error}; or pass model=") from error
+            session.context = bank.read_context()
+        saved.tell_differences(Path(path), session.weights_hash)
+        return session
 
     def explore_context(self) -> None:
         """Open the context workbench; still owed by the explorers issue."""
@@ -476,11 +583,21 @@ class ICLSession:
         volume = read_volume(target, affine)
         return Question(volume, tuple(specs), self.context, self.task, self.align)
 
+    def _recorder(self, question: Question, settings: Settings, record: Record) -> Recorder | None:
+        """Return what records attention, where that is asked for and the network has any."""
+        chosen = windows_of(record)
+        if record is False or not has_attention(self.network):
+            return None
+        recipe = choose_recipe(self.network.config, question.inputs.shape, settings)
+        names = [pair.name for pair in self.context]
+        return Recorder(self.network, plan_run(recipe, settings), names, question.names, chosen)
+
     def _run(
         self,
         question: Question,
         settings: Settings,
         folder: str | Path | None,
+        recorder: Recorder | None,
         on_progress: OnProgress,
     ) -> list[Step]:
         """Run the network over all scales, here or on the workers."""
@@ -504,6 +621,7 @@ class ICLSession:
             settings,
             storage=storage,
             executor=self.cluster or run_threads,
+            recorder=recorder,
             on_progress=on_progress,
         )
 

@@ -9,6 +9,8 @@ and arithmetic keep all of them, so `affine_of` is right after any of these.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from .errors import GeometryError
 from .geometry import Affine, Grid, check_affine, spacing_of
-from .regions import View
+from .regions import View, slabs
 from .views import Lazy
 
 DIMS = ("x", "y", "z")
@@ -48,11 +50,23 @@ def make_volume(
     axes = matrix.copy()
     axes[:3, :3] /= spacing
     lead = leading or {}
-    coords: dict[str, Any] = dict(lead)
-    for dim, size, step in zip(DIMS, data.shape[-3:], spacing, strict=True):
-        coords[dim] = (dim, np.arange(size) * step, {"units": "mm"})
-    coords["geometry"] = json.dumps({"axes_to_ras": axes.tolist(), "spacing_mm": spacing.tolist()})
-    return xr.DataArray(data, coords=coords, dims=(*lead, *DIMS), name=name, attrs=attrs or {})
+    steps = zip(data.shape[-3:], spacing, strict=True)
+    coords = _coords(DIMS, axes, spacing, [np.arange(size) * step for size, step in steps])
+    return xr.DataArray(
+        data, coords={**lead, **coords}, dims=(*lead, *DIMS), name=name, attrs=attrs or {}
+    )
+
+
+def _coords(
+    dims: Sequence[str],
+    axes_to_ras: NDArray[np.float64],
+    spacing_mm: NDArray[np.float64],
+    positions_mm: Sequence[NDArray[np.float64]],
+) -> dict[str, Any]:
+    geometry = {"axes_to_ras": axes_to_ras.tolist(), "spacing_mm": spacing_mm.tolist()}
+    along = zip(dims, positions_mm, strict=True)
+    coords: dict[str, Any] = {dim: (dim, places, {"units": "mm"}) for dim, places in along}
+    return {**coords, "geometry": json.dumps(geometry)}
 
 
 def with_data(
@@ -100,6 +114,71 @@ def affine_of(volume: xr.DataArray) -> Affine:
     return affine
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """All that places a volume's voxels, bit for bit; the affine alone is rounded on its way.
+
+    dims : in the order of the array's axes.
+    axes_to_ras : (4, 4), from millimetres along x, y, z to RAS.
+    spacing_mm : along x, y, z, as the volume was made.
+    positions_mm : of the voxels, an array an axis.
+    """
+
+    dims: tuple[str, ...]
+    axes_to_ras: NDArray[np.float64]
+    spacing_mm: NDArray[np.float64]
+    positions_mm: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def of(cls, volume: xr.DataArray) -> Geometry:
+        """Return the geometry of a volume (x, y, z), in any order of its axes.
+
+        Raises
+        ------
+        GeometryError : none, or an axis that is no longer evenly spaced.
+        """
+        affine_of(volume)
+        geometry = json.loads(str(volume.coords["geometry"].values))
+        dims = tuple(str(dim) for dim in volume.dims)
+        return cls(
+            dims,
+            np.array(geometry["axes_to_ras"], np.float64),
+            np.array(geometry["spacing_mm"], np.float64),
+            tuple(np.asarray(volume.coords[dim].values, np.float64) for dim in dims),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis of the array."""
+        return tuple(len(places) for places in self.positions_mm)
+
+    @property
+    def affine(self) -> Affine:
+        """The voxel-to-RAS affine, as `affine_of` the volume.
+
+        Raises
+        ------
+        GeometryError : a geometry that maps no volume.
+        """
+        check_affine(self.axes_to_ras)
+        blank = np.broadcast_to(np.zeros((), np.uint8), self.shape)
+        return check_affine(affine_of(self.volume(blank, name="blank", attrs={})))
+
+    def volume(self, data: Any, *, name: str, attrs: dict[str, Any]) -> xr.DataArray:
+        """Wrap voxels as the volume that had this geometry."""
+        coords = _coords(self.dims, self.axes_to_ras, self.spacing_mm, self.positions_mm)
+        return xr.DataArray(data, coords=coords, dims=self.dims, name=name, attrs=attrs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Geometry) or self.dims != other.dims:
+            return False
+        mine = (self.axes_to_ras, self.spacing_mm, *self.positions_mm)
+        theirs = (other.axes_to_ras, other.spacing_mm, *other.positions_mm)
+        return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def grid_of(volume: xr.DataArray) -> Grid:
     """Return shape and affine of a volume's three spatial axes."""
     shape = tuple(int(volume.sizes[dim]) for dim in volume.dims if dim in DIMS)
@@ -114,3 +193,9 @@ def view_of(volume: xr.DataArray) -> View:
 def values_of(volume: xr.DataArray) -> NDArray[Any]:
     """Return all voxels as a NumPy array."""
     return np.asarray(volume.values)
+
+
+def same_voxels(first: xr.DataArray, second: xr.DataArray) -> bool:
+    """Whether two volumes of one shape have equal voxels; lazy ones are read in slabs."""
+    both = zip(slabs(view_of(first)), slabs(view_of(second)), strict=True)
+    return all(np.array_equal(one, other) for one, other in both)

@@ -6,6 +6,7 @@ Source: Medverse section "Next-Scale Autoregressive ICL", Eqs. 2-4.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from .crops import ScaleVolumes
 from .engine import Executor, Predict, run_scale, run_threads
 from .inputs import ArrayInputs, Inputs
 from .recipe import Compat, Recipe, Settings, choose_recipe
+from .recorder import Recorder
 from .runner import WindowRunner
 from .storage import MemoryStore, Store
 from .windows import Window, plan_windows
@@ -35,12 +37,16 @@ class Step:
 
     image : (X_t, Y_t, Z_t) the target at this scale, in [0, 1].
     predictions : K volumes (X_t, Y_t, Z_t) in label units.
+    windows, seen, blended : where the windows lay, what they read, and their K blended answers;
+        all on the shape the windows ran on, which the released recipe may enlarge.
     """
 
     scale: int
     image: View
     predictions: tuple[View, ...]
     windows: tuple[Window, ...]
+    seen: ScaleVolumes
+    blended: tuple[View, ...]
 
 
 def predict_array(
@@ -110,6 +116,7 @@ def run(
     *,
     storage: Storage = in_memory,
     executor: Executor = run_threads,
+    recorder: Recorder | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Step]:
     """Run all scales and return one `Step` each; the last is the answer at full resolution.
@@ -118,20 +125,21 @@ def run(
     ----------
     storage : where the answer of each scale, (K, X, Y, Z), is kept.
     executor : runs the plan of each scale; threads of this process, or a cluster.
+    recorder : takes the attention of windows as they run; made for this run's `plan_run`.
     on_progress : called after each window, or batch of them; what it raises ends the run.
     """
     recipe = choose_recipe(model.config, inputs.shape, settings)
     runner = WindowRunner(model, settings.precision, settings.mini_context_size)
     steps: list[Step] = []
-    for scale in range(1, recipe.scales + 1):
+    for scale, windows in enumerate(plan_run(recipe, settings), 1):
         working = recipe.working(scale)
-        volumes = ScaleVolumes(
+        seen = ScaleVolumes(
             inputs.target(working),
             inputs.images(working),
             inputs.labels(working),
             _feedback(recipe, steps[-1], working) if steps else None,
-        ).kept()
-        windows = plan_windows(working, recipe.window, settings.overlap)
+        )
+        volumes = seen.kept()
         store = storage(scale, (len(volumes.labels), *working), windows[0].sides)
 
         def report(done: int, scale: int = scale, count: int = len(windows)) -> None:
@@ -139,17 +147,32 @@ def run(
                 on_progress(scale, recipe.scales, done, count)
 
         predict = Predict(runner, volumes, settings.skip_empty)
-        run_scale(predict, windows, store, settings.batch, report, executor)
-        steps.append(_step(recipe, scale, volumes.target, store, windows))
+        with recorder.watching(predict, scale) if recorder else nullcontext(predict) as predict:
+            run_scale(predict, windows, store, settings.batch, report, executor)
+        steps.append(_step(recipe, scale, seen, volumes.target, store, windows))
     steps[-1] = replace(steps[-1], image=inputs.target(recipe.level(recipe.scales)))
     return steps
 
 
-def _step(recipe: Recipe, scale: int, seen: View, store: Store, windows: list[Window]) -> Step:
+def plan_run(recipe: Recipe, settings: Settings) -> list[list[Window]]:
+    """Return the windows of every scale of a run, coarsest first."""
+    scales = range(1, recipe.scales + 1)
+    return [plan_windows(recipe.working(t), recipe.window, settings.overlap) for t in scales]
+
+
+def _step(
+    recipe: Recipe,
+    scale: int,
+    seen: ScaleVolumes,
+    target: View,
+    store: Store,
+    windows: list[Window],
+) -> Step:
     """Return a finished scale at its own shape, which may not be what its windows ran on."""
     level = recipe.level(scale)
-    answers = tuple(recipe.resize(Part(store, k), level) for k in range(store.shape[0]))
-    return Step(scale, recipe.resize(seen, level), answers, tuple(windows))
+    blended = tuple(Part(store, k) for k in range(store.shape[0]))
+    answers = tuple(recipe.resize(answer, level) for answer in blended)
+    return Step(scale, recipe.resize(target, level), answers, tuple(windows), seen, blended)
 
 
 def _feedback(recipe: Recipe, last: Step, shape: Shape) -> tuple[View, list[View]]:

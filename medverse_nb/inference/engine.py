@@ -71,13 +71,17 @@ class Predict:
         """Return the tiles of B windows: (K, B, *sides)."""
         fed = self.volumes.feedback
         if not (self.skip_empty and fed):
-            return self.runner(Crops.read(self.volumes, batch))
+            return self.run(batch)
         coarser = cut_all(fed[1], batch)
         wanted = coarser.max(axis=(0, 2, 3, 4)) >= EMPTY_BELOW
         if wanted.any():
             windows = [window for window, want in zip(batch, wanted, strict=True) if want]
-            coarser[:, wanted] = self.runner(Crops.read(self.volumes, windows))
+            coarser[:, wanted] = self.run(windows)
         return coarser
+
+    def run(self, windows: Batch) -> FloatArray:
+        """Read windows and run the network on them."""
+        return self.runner(Crops.read(self.volumes, windows))
 
 
 Write = Callable[[Chunk, FloatArray], None]
