@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .model.registry import available_models as available_models
     from .model.registry import load_model as load_model
     from .session import ICLSession as ICLSession
+    from .ui.view import view as view
     from .volume import affine_of as affine_of
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _PUBLIC = {
     "metrics": "evaluation",
     "predict_array": "inference.autoregressive",
     "read_volume": "io",
+    "view": "ui.view",
     "write_volume": "io",
 }
 __all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604, names of the table above

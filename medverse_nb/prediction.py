@@ -289,9 +289,20 @@ class Prediction:
             return view(self.image, backend=backend)
         return view(self.target, self.mask, classes=self.classes, backend=backend, edit=edit)
 
-    def explore_steps(self) -> None:
-        """Scrub through the scales."""
-        raise NotBuiltYet("explore_steps() comes with the explorers issue; see .steps")
+    def explore_steps(self, backend: str = "auto") -> Any:
+        """Scrub through the scales of a recorded run, and look into its windows.
+
+        Parameters
+        ----------
+        backend : "canvas", "static" (a picture, a row a scale) or "auto".
+
+        Raises
+        ------
+        InputError : the run was not recorded.
+        """
+        from .ui.step_explorer import explore_steps
+
+        return explore_steps(self, backend)
 
     def explore_attention(self) -> None:
         """See where a block looked."""

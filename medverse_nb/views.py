@@ -181,6 +181,22 @@ class Padded:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One volume less another of its shape, float32."""
+
+    first: View
+    second: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.first.shape)
+
+    def __getitem__(self, region: Region) -> FloatArray:
+        less: FloatArray = np.subtract(self.first[region], self.second[region], dtype=np.float32)
+        return less
+
+
+@dataclass(frozen=True)
 class Part:
     """One volume of an array (K, X, Y, Z)."""
 

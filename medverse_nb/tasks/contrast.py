@@ -14,6 +14,7 @@ from .volumes import LabelDraw
 POINT_SPREAD_MM = (0.3, 1.2)  # deviation: scans of 1 mm, sharpened to smoothed
 LARGEST_VARIATION, SLOW_FIELDS = 0.08, 2  # of a tissue within itself; fields that drive it
 
+
 def draw_class_means(draw: LabelDraw, generator: Generator) -> Tensor:
     """Draw one mean intensity in [0, 1] for each class of a task.
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .front_end import in_notebook
+
 DELAY_S = 2.0
 
 
@@ -15,7 +17,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[str, int, int], None] | None]:
 
     In a terminal or a notebook; elsewhere None, and nothing is shown.
     """
-    if not (_in_notebook() or sys.stderr.isatty()):
+    if not (in_notebook() or sys.stderr.isatty()):
         yield None
         return
     from tqdm.auto import tqdm  # which finds out where it is when imported
@@ -30,8 +32,3 @@ def progress_bar(unit: str) -> Iterator[Callable[[str, int, int], None] | None]:
             bar.update(done - bar.n)
 
         yield move
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
