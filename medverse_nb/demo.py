@@ -10,6 +10,7 @@ from typing import Any
 from .classes import Classes
 from .datasets import DemoCase, demo_cohort, phantom_cohort
 from .files import check_writable, write_atomically
+from .io import read_volume
 from .prediction import Prediction
 from .session import ICLSession
 
@@ -62,4 +63,5 @@ def _predict_last(cases: Sequence[DemoCase], classes: Classes) -> Prediction:
         session.add_context(case.image, case.label, name=case.name)
     session.context.table.names.update({number: name for name, number in cases[0].classes.items()})
     target = cases[-1]
-    return session.predict(target.image, classes=classes, truth=target.label)
+    scan = read_volume(target.image).rename(target.name)
+    return session.predict(scan, classes=classes, truth=target.label)
