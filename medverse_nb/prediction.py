@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .classes import ClassSpec
 from .dicom_seg import write_dicom_seg
-from .errors import ContextError, InputError, NotBuiltYet
+from .errors import ContextError, InputError
 from .files import check_writable, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
@@ -304,9 +304,20 @@ class Prediction:
 
         return explore_steps(self, backend)
 
-    def explore_attention(self) -> None:
-        """See where a block looked."""
-        raise NotBuiltYet("explore_attention() comes with the explorers issue")
+    def explore_attention(self, backend: str = "auto") -> Any:
+        """See which block of a recorded window looked where.
+
+        Parameters
+        ----------
+        backend : "canvas", "static" (a picture, a row a plane) or "auto".
+
+        Raises
+        ------
+        InputError : the run was not recorded, or its network has no attention.
+        """
+        from .ui.attention_explorer import explore_attention
+
+        return explore_attention(self, backend)
 
     def __repr__(self) -> str:
         what = ", ".join(spec.name for spec in self.classes) or "image"

@@ -73,24 +73,31 @@ def draw_scene(
     grid = figure.subplots(len(scene.panels), 3, squeeze=False, width_ratios=ratios)
     for panel, row_of_axes in zip(scene.panels, grid, strict=True):
         for axis, axes in zip(AXES, row_of_axes, strict=True):
-            planes = [plane_of(layer.codes, axis, cursor[axis]) for layer in panel.layers]
-            colours = blend(planes, [layer.table for layer in panel.layers], opacity)
+            draw_plane(axes, scene, panel, axis, cursor, opacity)
             across, up = in_plane(axis)
-            aspect = scene.display.grid.spacing_mm[up] / scene.display.grid.spacing_mm[across]
-            axes.imshow(colours.swapaxes(0, 1), origin="lower", aspect=aspect)
             axes.set_title(PLANES[axis], fontsize=9)
             _letter(axes, axis, scene.display.shape[across], scene.display.shape[up])
             if crosshair:
                 axes.axvline(cursor[across], color="white", linewidth=0.5, alpha=0.7)
                 axes.axhline(cursor[up], color="white", linewidth=0.5, alpha=0.7)
             for number, box in enumerate(boxes):
-                _draw_box(axes, box, axis, cursor[axis], thick=number == selected)
+                draw_box(axes, box, axis, cursor[axis], thick=number == selected)
         if len(scene.panels) > 1:
             row_of_axes[0].set_ylabel(panel.title, fontsize=9)
     if len(scene.panels) == 1 and scene.panels[0].title:
         figure.suptitle(scene.panels[0].title, fontsize=10)
-    _draw_legend(figure, scene.legend)
+    draw_legend(figure, scene.legend)
     return figure
+
+
+def draw_plane(
+    axes: Axes, scene: Scene, panel: Panel, axis: int, cursor: Voxel, opacity: float = OPACITY
+) -> None:
+    """Draw one plane of one panel in millimetres' proportions."""
+    planes = [plane_of(layer.codes, axis, cursor[axis]) for layer in panel.layers]
+    colours = blend(planes, [layer.table for layer in panel.layers], opacity)
+    across, up = (scene.display.grid.spacing_mm[a] for a in in_plane(axis))
+    axes.imshow(colours.swapaxes(0, 1), origin="lower", aspect=up / across)
 
 
 def to_png(figure: Figure) -> bytes:
@@ -108,7 +115,8 @@ def _letter(axes: Axes, axis: int, across_size: int, up_size: int) -> None:
     axes.tick_params(length=0)
 
 
-def _draw_box(axes: Axes, box: Box, axis: int, index: int, *, thick: bool) -> None:
+def draw_box(axes: Axes, box: Box, axis: int, index: int, *, thick: bool = False) -> None:
+    """Draw a box over a plane, if the plane cuts it."""
     if not (box.low[axis] < index + 1 and box.high[axis] > index):
         return  # the plane passes it by
     from matplotlib.patches import Rectangle
@@ -123,7 +131,8 @@ def _draw_box(axes: Axes, box: Box, axis: int, index: int, *, thick: bool) -> No
     )
 
 
-def _draw_legend(figure: Figure, keys: Sequence[Key]) -> None:
+def draw_legend(figure: Figure, keys: Sequence[Key], *, above: bool = False) -> None:
+    """Put what the colours mean below a figure, or above it."""
     if not keys:
         return
     from matplotlib.patches import Patch
@@ -135,7 +144,13 @@ def _draw_legend(figure: Figure, keys: Sequence[Key]) -> None:
         handles += [Patch(color=_unit(c), label=name) for c, name in zip(ends, names, strict=True)]
     if len(keys) > MOST_KEYS:
         handles.append(Patch(alpha=0, label=f"and {len(keys) - MOST_KEYS} more"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center" if above else "outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
 
 
 def _unit(colour: Colour) -> tuple[float, float, float]:

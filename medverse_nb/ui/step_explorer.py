@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .scene import blend, in_plane, plane_of
-from .static import DPI, WIDTH_INCHES, to_png
+from .static import DPI, WIDTH_INCHES, draw_plane, to_png
 from .steps import StepsState
 from .view import choose_explorer, take_the_place
 from .viewer import Shown
@@ -66,10 +65,7 @@ def draw_steps(state: StepsState, axis: int = AXIAL) -> Figure:
             axes.set_axis_off()
             if (panel := panels.get(title)) is None:
                 continue  # the first scale changes nothing
-            planes = [plane_of(layer.codes, axis, cursor[axis]) for layer in panel.layers]
-            colours = blend(planes, [layer.table for layer in panel.layers], state.slices.opacity)
-            across, up = (scene.display.grid.spacing_mm[a] for a in in_plane(axis))
-            axes.imshow(colours.swapaxes(0, 1), origin="lower", aspect=up / across)
+            draw_plane(axes, scene, panel, axis, cursor, state.slices.opacity)
             sides = "×".join(map(str, scene.display.shape))
             axes.set_title(f"scale {scale}, {sides}" if title == titles[0] else title, fontsize=8)
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 
 from ..errors import InputError
-from ..geometry import Grid
+from ..geometry import Grid, Shape
 from ..regions import View
 from ..resampling import FloatArray
 from ..views import Difference, resized
@@ -121,12 +121,8 @@ class StepsState(traitlets.HasTraits):
 
     def cursor_at(self, scale: int) -> Voxel:
         """Return the shown voxel of a scale that holds the place under the cursor."""
-        before, now = self.slices.scene.display.shape, self.scene_of(self.class_name, scale)
-        x, y, z = (
-            (2 * at + 1) * side // (2 * old)
-            for at, old, side in zip(self.slices.cursor, before, now.display.shape, strict=True)
-        )
-        return x, y, z
+        now = self.scene_of(self.class_name, scale).display.shape
+        return same_place(self.slices.cursor, self.slices.scene.display.shape, now)
 
     def select(self, number: int | None) -> None:
         """Look into a window of the scale, None into none.
@@ -144,24 +140,11 @@ class StepsState(traitlets.HasTraits):
 
     def _boxes(self) -> tuple[Box, ...]:
         """Return the scale's windows in shown voxels, cut off where the volume ends."""
-        step, display = self.step, self.slices.scene.display
-        ran_on = step.run.seen.shape
-        boxes = []
-        for number, window in enumerate(step.windows):
-            edges = []
-            for at in (
-                window.start,
-                [a + n for a, n in zip(window.start, window.sides, strict=True)],
-            ):
-                x, y, z = (
-                    min(place, most) * side / most / by
-                    for place, most, side, by in zip(
-                        at, ran_on, step.image.shape, display.step, strict=True
-                    )
-                )
-                edges.append((x, y, z))
-            boxes.append(Box(edges[0], edges[1], f"window {number}"))
-        return tuple(boxes)
+        display = self.slices.scene.display
+        return tuple(
+            box_of_window(self.step, display, number, f"window {number}")
+            for number in range(len(self.step.windows))
+        )
 
     def _make_scene(self, class_name: str, scale: int) -> Scene:
         step = self._steps[class_name, scale]
@@ -196,7 +179,7 @@ class StepsState(traitlets.HasTraits):
 
     def _window_scene(self, number: int) -> Scene:
         crops = self.step.read_window(number)
-        display = Display.of(_grid_of_window(self.step, crops))
+        display = Display.of(grid_of_window(self.step, crops))
         labelled = [("target and answer", crops.target, crops.answer)]
         if crops.ar_image is not None and crops.ar_label is not None:
             labelled.append(("coarser scale", crops.ar_image, crops.ar_label))
@@ -211,7 +194,31 @@ class StepsState(traitlets.HasTraits):
         return Panel(title, self._answer(display, grey, label))
 
 
-def _grid_of_window(step: PredictionStep, crops: WindowCrops) -> Grid:
+def same_place(voxel: Voxel, before: Shape, now: Shape) -> Voxel:
+    """Return the voxel of one shape at the place of a voxel of another, both of one extent."""
+    x, y, z = (
+        (2 * at + 1) * side // (2 * old) for at, old, side in zip(voxel, before, now, strict=True)
+    )
+    return x, y, z
+
+
+def box_of_window(step: PredictionStep, display: Display, number: int, name: str) -> Box:
+    """Return a window of a scale in shown voxels, cut off where the volume ends."""
+    window, ran_on = step.windows[number], step.run.seen.shape
+    stop = [a + n for a, n in zip(window.start, window.sides, strict=True)]
+    edges = []
+    for at in (window.start, stop):
+        x, y, z = (
+            min(place, most) * side / most / by
+            for place, most, side, by in zip(
+                at, ran_on, step.image.shape, display.step, strict=True
+            )
+        )
+        edges.append((x, y, z))
+    return Box(edges[0], edges[1], name)
+
+
+def grid_of_window(step: PredictionStep, crops: WindowCrops) -> Grid:
     """Return where a window lies, on the shape its scale ran on."""
     x, y, z = step.run.seen.shape
     whole = grid_of(step.image).resized((x, y, z))
