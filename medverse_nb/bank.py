@@ -8,7 +8,8 @@ index, format 1, has
     classes            [{value, name, colour}], the class table
     pairs              [{name, changes, provenance, image, label}], see `bank_volumes`
     context            numbers of the pairs that are in the context, in order
-    history            [{kind, pairs, position, when, came, replaced}], the oldest first
+    history            [{kind, pairs, position, when, came, replaced}], the oldest first; where pairs
+                       that did not lie side by side were removed together also `places`
     members            {name: {bytes, sha256}}, every other file of the zip
 
 Pairs that were removed come after those of the context; only `undo` has use for them.
@@ -143,6 +144,7 @@ def write_bank(
                     "when": change.when,
                     "came": _table_to_list(change.came),
                     "replaced": _table_to_list(change.replaced),
+                    **({"places": list(change.places)} if change.places else {}),
                 }
                 for change in history
             ],
@@ -423,6 +425,7 @@ def _read_change(fields: Fields) -> Change:
         when=fields.get("when", str),
         came=_read_table(fields.objects("came")),
         replaced=_read_table(fields.objects("replaced")),
+        places=tuple(fields.list_of("places", int)) if "places" in fields.value else (),
     )
 
 

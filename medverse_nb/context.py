@@ -221,6 +221,7 @@ class Change:
     """One change of a context, and what it takes to undo it.
 
     position : of the first of the pairs, among those of the context.
+    places : of each pair, where several were removed that did not lie side by side; else empty.
     came, replaced : entries of the class table that came in, and those that made room.
     """
 
@@ -230,6 +231,7 @@ class Change:
     when: str
     came: ClassTable = field(default_factory=ClassTable)
     replaced: ClassTable = field(default_factory=ClassTable)
+    places: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Change: {self.kind} {', '.join(pair.name for pair in self.pairs)}>"
@@ -302,6 +304,25 @@ class ContextSet:
         self._remember(Change("removed", (pair,), position, now()))
         return pair
 
+    def keep(self, names: Sequence[str]) -> list[ContextPair]:
+        """Take all other pairs out, as one change, and return them.
+
+        Raises
+        ------
+        ContextError : a name that no pair has, or none at all.
+        """
+        kept = {self[name].name for name in names}
+        if not kept:
+            raise ContextError("a context needs a pair: name one or more to keep")
+        left = [place for place, name in enumerate(self.names) if name not in kept]
+        removed = tuple(self.pairs[place] for place in left)
+        if removed:
+            side_by_side = left[-1] - left[0] == len(left) - 1
+            self.pairs = [pair for pair in self.pairs if pair.name in kept]
+            places = () if side_by_side else tuple(left)
+            self._remember(Change("removed", removed, left[0], now(), places=places))
+        return list(removed)
+
     def undo(self) -> Change:
         """Take back the last change and return it.
 
@@ -322,11 +343,20 @@ class ContextSet:
             raise ContextError(f"{change} cannot be undone: the pairs were changed otherwise")
         if removed:
             self._check_names(change.pairs)
-            self.pairs[start:start] = change.pairs
+            self._put_back(change)
         else:
             del self.pairs[start : start + size]
             self.table.take_back(change.came, change.replaced)
         return self.history.pop()
+
+    def _put_back(self, change: Change) -> None:
+        places = change.places or range(change.position, change.position + len(change.pairs))
+        pairs = [*self.pairs]
+        for number, place in enumerate(places):
+            if len(places) != len(change.pairs) or not 0 <= place <= len(pairs):
+                raise ContextError(f"{change} cannot be undone: the pairs were changed otherwise")
+            pairs.insert(place, change.pairs[number])
+        self.pairs = pairs
 
     def _check_names(self, pairs: Sequence[ContextPair]) -> None:
         names = [pair.name for pair in pairs]

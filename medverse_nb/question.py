@@ -55,9 +55,13 @@ class Question:
     @cached_property
     def inputs(self) -> PairInputs:
         """What the network reads."""
-        wanted: list[Values] = [*(spec.values for spec in self.classes)] or [None]
         scan = mapped(self.canonical.view, self.scale.apply)
-        return PairInputs(scan, self.canonical.grid, self.context.pairs, self.align, wanted)
+        return PairInputs(scan, self.canonical.grid, self.context.pairs, self.align, self.wanted)
+
+    @property
+    def wanted(self) -> list[Values]:
+        """Label values of each class, or `[None]` for an image task."""
+        return [*(spec.values for spec in self.classes)] or [None]
 
     @property
     def names(self) -> list[str]:

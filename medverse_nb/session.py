@@ -27,6 +27,7 @@ from .context import (
     make_pair,
 )
 from .errors import ContextError, InputError, NotBuiltYet, WeightsError, missing_extra
+from .evaluation.answers import PredictFrom, predictor
 from .evaluation.doctor import Report, examine
 from .geometry import ALIGNS, Align
 from .inference.autoregressive import OnProgress, Step, Storage, plan_run, run
@@ -313,6 +314,36 @@ class ICLSession:
         self.last = prediction
         return prediction
 
+    def predictor(
+        self,
+        target: Source,
+        *,
+        classes: Classes = None,
+        affine: Any = None,
+        cancel: Event | None = None,
+        on_progress: Progress | None = None,
+    ) -> PredictFrom:
+        """Return what answers one scan from any pairs, as the measures of `evaluation` ask for.
+
+        Parameters
+        ----------
+        target, classes, affine, cancel : as in `predict`; classes are those of the whole context.
+        on_progress : called with what is being done, windows done, and of how many.
+
+        Raises
+        ------
+        InputError, ContextError : as `predict`.
+        """
+        question = self._ask(target, classes, affine)
+        return predictor(
+            self.network,
+            question.target,
+            question.wanted,
+            align=self.align,
+            settings=Settings(precision=self.precision),
+            on_progress=reporting(on_progress, cancel),
+        )
+
     def estimate(self, target: Source, *, classes: Classes = None, affine: Any = None) -> Estimate:
         """Tell what `predict` will take on this machine: windows, seconds, memory, scratch.
 
@@ -552,9 +583,25 @@ class ICLSession:
         saved.tell_differences(Path(path), session.weights_hash)
         return session
 
-    def explore_context(self) -> None:
-        """Open the context workbench; still owed by the explorers issue."""
-        raise NotBuiltYet("explore_context() comes with the explorers issue")
+    def explore_context(
+        self, target: Source | None = None, truth: Source | None = None, backend: str = "auto"
+    ) -> Any:
+        """Open the context workbench: choose pairs, see what each does, compare two choices.
+
+        Parameters
+        ----------
+        target : a scan to answer; without one the pairs are only looked at.
+        truth : its known label.
+        backend : "canvas", "static" (a picture of the pairs) or "auto".
+
+        Raises
+        ------
+        ContextError : no pairs, or no foreground.
+        InputError : a target or truth that cannot be read, a truth alone, another backend.
+        """
+        from .ui.context_explorer import explore_context
+
+        return explore_context(self, target, truth, backend)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what a worker has or does not need: network, cluster, last answer."""

@@ -1,6 +1,7 @@
 """What a context remembers: where its pairs came from, what was done to it, and the way back."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -53,6 +54,37 @@ def test_a_removed_pair_comes_back_where_it_was_and_the_same():
     assert repr(change) == "<Change: removed b>"
     assert context.names == ["a", "b", "c"]
     assert context["b"] is taken
+
+
+def test_what_is_not_kept_goes_and_comes_back_as_one_change():
+    context = ContextSet()
+    context.add(*map(pair, "abcde"))
+    before = list(context.pairs)
+    for kept in ("bd", "abe", "cde", "e"):
+        assert "".join(p.name for p in context.keep(list(kept))) == "".join(
+            name for name in "abcde" if name not in kept
+        )
+        assert context.names == list(kept)
+        assert kinds(context) == ["added", "removed"]
+        assert context.undo().kind == "removed"
+        assert [*map(id, context)] == [*map(id, before)]
+    assert context.keep(list("edcba")) == []
+    assert kinds(context) == ["added"]
+    for names, message in ((["a", "z"], "no context pair is called 'z'"), ([], "name one or more")):
+        with pytest.raises(ContextError, match=message):
+            context.keep(names)
+    assert context.names == list("abcde")
+
+
+@pytest.mark.parametrize("places", [(0,), (0, 2, 4), (-1, 2), (0, 9), (9, 0)])
+def test_places_that_cannot_be_are_refused(places):
+    context = ContextSet()
+    context.add(pair("a"), pair("b"), pair("c"))
+    context.keep(["b"])
+    context.history[-1] = replace(context.history[-1], places=places)
+    with pytest.raises(ContextError, match="changed otherwise"):
+        context.undo()
+    assert context.names == ["b"]
 
 
 def test_what_adds_or_removes_nothing_is_no_change():

@@ -829,8 +829,6 @@ def test_what_an_issue_still_owes_says_so(new_session):
     plain = session.predict(SCAN, affine=STRAIGHT)
     owed = [
         lambda: session.predict(SCAN, affine=STRAIGHT, trust="on"),
-        session.explore_context,
-        plain.explore_attention,
     ]
     for call in owed:
         with pytest.raises(NotBuiltYet, match="issue"):

@@ -15,7 +15,7 @@ from scipy.spatial.distance import braycurtis
 from ..context import ContextPair, Task
 from ..errors import Cancelled, ContextError, InputError
 from ..geometry import Align
-from ..inference.autoregressive import run
+from ..inference.autoregressive import OnProgress, run
 from ..inference.inputs import PairInputs, Values
 from ..inference.recipe import Settings
 from ..intensity import quantile_scale
@@ -50,6 +50,7 @@ def predictor(
     *,
     align: Align = "box",
     settings: Settings | None = None,
+    on_progress: OnProgress | None = None,
 ) -> PredictFrom:
     """Return what answers one target from any pairs; each call is one run of the network.
 
@@ -58,6 +59,7 @@ def predictor(
     target : (x, y, z) as it was read; an answer is on its grid, in its axis order.
     wanted : label values of each class, or `[None]` for an image task. Of the whole context:
         pairs without a class are empty examples of it.
+    on_progress : called with scale, scales, windows done, and of how many; may raise to end it.
 
     Returns
     -------
@@ -83,7 +85,9 @@ def predictor(
 
     def predict(pairs: Sequence[ContextPair]) -> NDArray[Any]:
         inputs = PairInputs(scan, canonical.grid, pairs, align, wanted)
-        answers = run(network, inputs, settings or Settings())[-1].predictions
+        answers = run(network, inputs, settings or Settings(), on_progress=on_progress)[
+            -1
+        ].predictions
         return np.stack([canonical.reorientation.undo(read(clipped(view))) for view in answers])
 
     return predict
