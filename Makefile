@@ -5,6 +5,7 @@ PYTHON ?= python3
 # For `make benchmark`: the folder of public data beside the repository.
 SHARED := $(or $(MEDVERSE_NB_SHARED),../shared)
 TRAIN_ARGS ?=
+CHROMIUM := $(or $(MEDVERSE_NB_CHROMIUM),/usr/bin/chromium)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -14,16 +15,23 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint train benchmark clean
+.PHONY: help demo test test-browser lint train benchmark clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/ready-demo ## segment a virtual brain with the shipped weights, on a CPU
 	$(PY) -m medverse_nb demo
 
 test: lint ## lint, type-check, then run the tests
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q --ignore=tests/browser
+
+test-browser: $(VENV)/ready-dev ## canvas and app in Chromium, nothing from outside; takes minutes
+	@test -x "$(CHROMIUM)" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || true
+	@test -x "$(CHROMIUM)" || { echo "no Chromium at $(CHROMIUM); on Debian: apt install chromium," \
+	  "elsewhere: make test-browser MEDVERSE_NB_CHROMIUM=/path/to/chromium" >&2; exit 1; }
+	MEDVERSE_NB_CHROMIUM="$(CHROMIUM)" $(PY) -m pytest -q tests/browser
 
 lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing
 	$(PY) -m ruff check .

@@ -306,9 +306,24 @@ def evaluate() -> None:
 
 
 @app.command(name="app")
-def serve_app() -> None:
-    """Serve the notebook app (comes with the explorers issue)."""
-    raise NotBuiltYet("the app comes with the explorers issue")
+def serve_app(
+    folder: Annotated[Path, typer.Argument(help="All it reads and writes is below it.")] = Path(),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default any that is free.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only tell the address.")] = (
+        False
+    ),
+    model: Model = "medverse-tiny",
+    device: Device = "auto",
+) -> None:
+    """Serve the widgets as an app, on this machine only; Ctrl-C ends it."""
+    from .app import serve
+
+    def tell(address: str) -> None:
+        out_console.print(f"medverse_nb serves {folder.resolve()} at", soft_wrap=True)
+        out_console.print(address, soft_wrap=True)
+        sys.stdout.flush()
+
+    serve(folder, port=port, browser=not no_browser, model=model, device=device, tell=tell)
 
 
 def main(arguments: list[str] | None = None) -> None:

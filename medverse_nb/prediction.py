@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -28,7 +28,7 @@ from .io import check_output, stem_of, write_volume
 from .regions import View, read, slabs
 from .stored import LAZY_CHUNK, is_large
 from .views import as_dask, resized
-from .volume import affine_of, make_volume, view_of, with_data
+from .volume import affine_of, make_volume, same_voxels, values_of, view_of, with_data
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,28 @@ class Prediction:
             )
         columns = ["class", "number", "voxels", "millilitres", "mean", "spread"]
         return pd.DataFrame(rows, columns=columns).set_index("class")
+
+    def with_mask(self, mask: xr.DataArray) -> Prediction:
+        """Return this answer with a corrected mask, to be written; the manifest tells of it.
+
+        mask : class numbers on the target's grid. The score, of the mask before, is left out.
+
+        Raises
+        ------
+        InputError : an image task, or a mask of another shape.
+        ContextError : a number that is no class of this prediction.
+        """
+        before = self.mask
+        if mask.shape != before.shape:
+            raise InputError(f"the mask has the shape {mask.shape}, the target {before.shape}")
+        values = values_of(mask)
+        self.to_label_values(values)
+        corrected = not same_voxels(mask, before)
+        manifest = {**self.manifest, "corrected": corrected}
+        score = None if corrected else self.score
+        other = replace(self, manifest=manifest, score=score)
+        other.__dict__["mask"] = with_data(self.target, values.astype(before.dtype), "mask")
+        return other
 
     def write(self, path: str | Path) -> Path:
         """Write the answer on the target file's own grid, and `NAME.json` beside it.

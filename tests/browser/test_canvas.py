@@ -1,11 +1,6 @@
-"""The canvas in a real browser: its script on an empty page, with a model that talks to Python.
-
-Skipped where there is no Playwright or no Chromium (/usr/bin/chromium, or MEDVERSE_NB_CHROMIUM).
-"""
+"""The canvas in a real browser: its script on an empty page, with a model that talks to Python."""
 
 import base64
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +13,8 @@ from medverse_nb.ui.scene import Box, Panel, Scene, blend
 from medverse_nb.ui.slices import SliceState
 from medverse_nb.volume import grid_of, make_volume
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 canvas_file = pytest.importorskip("medverse_nb.ui.canvas", reason="needs anywidget")
 
-CHROMIUM = Path(os.environ.get("MEDVERSE_NB_CHROMIUM", "/usr/bin/chromium"))
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs a browser at {CHROMIUM}")
-FLAGS = [
-    "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 HOST = "http://canvas.test/"
 PAGE = """
 <!doctype html><meta charset="utf-8"><link rel="stylesheet" href="canvas.css">
@@ -55,14 +43,6 @@ window.ready = true;
 CLASSES = (ClassSpec(1, "ball", (1,), PALETTE[0]), ClassSpec(2, "rod", (2,), PALETTE[1]))
 SHAPE = (40, 30, 20)  # in the file
 AFFINE = np.array([[0, 0, -3.0, 0], [-1.0, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1]])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 class Talk:

@@ -1,0 +1,118 @@
+"""The app in a real browser that reaches this machine only: from a folder to a saved answer."""
+
+import contextlib
+import re
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import nibabel as nib
+import pytest
+
+pytest.importorskip("voila", reason="needs voila")
+
+LONG_S = 120
+HERE = "127.0.0.1"
+
+
+@pytest.fixture
+def address(cohort, tiny_weights):
+    """Serve the cohort's folder with the random network; end the server afterwards."""
+    command = [
+        sys.executable, "-m", "medverse_nb", "app", str(cohort.root), "--no-browser",
+        f"--model={tiny_weights}", "--device=cpu",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            yield next(line.strip() for line in lines if line.startswith("http"))
+        finally:
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(LONG_S)
+            server.kill()
+
+
+class Watched:
+    """A page, and what went wrong on it."""
+
+    def __init__(self, browser) -> None:
+        self.page = browser.new_page(viewport={"width": 1000, "height": 1400})
+        self.page.set_default_timeout(1000 * LONG_S)
+        self.outside: list[str] = []
+        self.trouble: list[str] = []
+        self.page.route("**/*", self._only_here)
+        self.page.on("websocket", lambda socket: self._note(socket.url))
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("console", self._on_console)
+
+    def _note(self, url: str) -> bool:
+        parts = urlsplit(url)
+        here = parts.hostname == HERE or parts.scheme in ("data", "blob")
+        if not here:
+            self.outside.append(url)
+        return here
+
+    def _only_here(self, route) -> None:
+        if self._note(route.request.url):
+            route.continue_()
+        else:
+            route.abort()
+
+    def _on_console(self, message) -> None:
+        if message.type == "error":
+            self.trouble.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def press(self, label: str) -> None:
+        self.page.get_by_role("button", name=label, exact=True).click()
+
+    def fill(self, label: str, text: str) -> None:
+        field = self.page.get_by_label(label, exact=True)
+        field.fill(text)
+        field.press("Tab")
+
+    def told(self, text: str) -> None:
+        self.page.locator(".mv-message", has_text=re.compile(text)).wait_for()
+
+
+def test_from_a_folder_to_a_saved_answer_without_the_outside(browser, address, cohort):
+    watched = Watched(browser)
+    watched.page.goto(address)
+    watched.page.get_by_text("1. Labelled scans").wait_for()
+    watched.press("add folders")  # imagesTr and labelsTr stand there already
+    watched.told("3 pairs added")
+    watched.fill("scan", "../secret.nii.gz")
+    watched.press("predict")
+    watched.told(r"Not done:.*without '\.\.'")
+    watched.fill("scan", "scan.nii.gz")
+    watched.press("check")
+    watched.told("findings")
+    watched.press("predict")
+    watched.told("predicted")
+    assert watched.page.locator(".mv-plane").count() == 3
+    watched.press("save mask")
+    watched.told("written: results/scan.nii.gz")
+    assert nib.load(cohort.root / "results" / "scan.nii.gz").shape == (9, 10, 8)
+    assert (cohort.root / "results" / "scan.json").exists()
+    watched.press("accept as a pair")
+    watched.told("pair scan accepted")
+    assert watched.outside == []
+    assert watched.trouble == []
+    watched.page.close()
+
+
+def test_the_watch_sees_what_goes_out(browser):
+    watched = Watched(browser)
+    watched.page.set_content('<img src="http://outside.test/a.png">')
+    watched.page.wait_for_load_state()
+    assert watched.outside == ["http://outside.test/a.png"]
+    assert watched.trouble
+    watched.page.close()
+
+
+def test_without_the_token_there_is_no_app(browser, address):
+    page = browser.new_page()
+    page.goto(address.split("?")[0])
+    assert "/login" in page.url
+    assert page.get_by_text("1. Labelled scans").count() == 0
+    page.close()
