@@ -24,6 +24,7 @@ from ..evaluation.attention import block_numbers, diagonal_share, entropy, windo
 from ..geometry import Shape
 from ..inference.recorder import AUTOREGRESSIVE, SEMANTIC
 from ..volume import grid_of
+from .choices import ClassChoice
 from .display import Display, Voxel
 from .layers import grey_layer, heat_layer, label_layer
 from .scene import Panel, Scene
@@ -47,7 +48,7 @@ NOTE = (
 )
 
 
-class AttentionState(traitlets.HasTraits):
+class AttentionState(ClassChoice):
     """What the attention explorer shows.
 
     Traits
@@ -72,7 +73,6 @@ class AttentionState(traitlets.HasTraits):
     InputError : the run was not recorded, its network has no attention, or no window was chosen.
     """
 
-    class_name = traitlets.Unicode()
     scale = traitlets.Int()
     window = traitlets.Int(None, allow_none=True)
     stage = traitlets.Int(0)
@@ -198,13 +198,6 @@ class AttentionState(traitlets.HasTraits):
     @traitlets.validate("stage")
     def _a_stage(self, proposal: Any) -> int:
         return min(max(int(proposal["value"]), 0), self.stages - 1)
-
-    @traitlets.validate("class_name")
-    def _a_class(self, proposal: Any) -> str:
-        name: str = proposal["value"]
-        if name not in self.class_names:
-            raise InputError(f"no class {name!r}; there are {', '.join(self.class_names)}")
-        return name
 
     @traitlets.validate("pair")
     def _a_pair(self, proposal: Any) -> str:

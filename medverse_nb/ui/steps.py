@@ -14,6 +14,7 @@ from ..regions import View
 from ..resampling import FloatArray
 from ..views import Difference, resized
 from ..volume import grid_of, view_of
+from .choices import ClassChoice
 from .display import Display, Voxel
 from .layers import grey_layer, heat_layer, signed_layer
 from .scene import Box, Layer, Panel, Scene
@@ -27,7 +28,7 @@ MOST_PAIRS = 8  # shown of a window's context
 CHANGE_LIMIT = 1.0  # of a probability, and of an image in [0, 1]
 
 
-class StepsState(traitlets.HasTraits):
+class StepsState(ClassChoice):
     """What the step explorer shows.
 
     Traits
@@ -44,7 +45,6 @@ class StepsState(traitlets.HasTraits):
     InputError : the run was not recorded.
     """
 
-    class_name = traitlets.Unicode()
     scale = traitlets.Int()
     show_windows = traitlets.Bool(False)
     slices = traitlets.Instance(SliceState)
@@ -95,13 +95,6 @@ class StepsState(traitlets.HasTraits):
     @traitlets.validate("scale")
     def _a_scale(self, proposal: Any) -> int:
         return min(max(int(proposal["value"]), 1), self.scales)
-
-    @traitlets.validate("class_name")
-    def _a_class(self, proposal: Any) -> str:
-        name: str = proposal["value"]
-        if name not in self.class_names:
-            raise InputError(f"no class {name!r}; there are {', '.join(self.class_names)}")
-        return name
 
     @traitlets.observe("scale", "class_name")
     def _show(self, _change: Any) -> None:

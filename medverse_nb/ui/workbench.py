@@ -24,6 +24,7 @@ from ..io import Source, read_volume
 from ..progress import Progress
 from ..question import Question
 from ..volume import grid_of, with_data
+from .choices import ClassChoice
 from .display import Display
 from .gallery import Card, make_card, pair_scene
 from .job import Job
@@ -55,7 +56,7 @@ class Choice:
     answer: Answer
 
 
-class WorkbenchState(traitlets.HasTraits):
+class WorkbenchState(ClassChoice):
     """What the context workbench shows.
 
     Ticking pairs changes nothing but `used`; only `keep` changes the session's context. What
@@ -89,7 +90,6 @@ class WorkbenchState(traitlets.HasTraits):
     a = traitlets.Instance(Choice, allow_none=True)
     b = traitlets.Instance(Choice, allow_none=True)
     comparing = traitlets.Instance(SliceState, allow_none=True)
-    class_name = traitlets.Unicode("")
 
     def __init__(
         self, session: ICLSession, target: Source | None = None, truth: Source | None = None
@@ -134,13 +134,6 @@ class WorkbenchState(traitlets.HasTraits):
         name: str = proposal["value"]
         if name not in self.descriptors:
             raise InputError(f"descriptor={name!r} is not one of {', '.join(self.descriptors)}")
-        return name
-
-    @traitlets.validate("class_name")
-    def _a_class(self, proposal: Any) -> str:
-        name: str = proposal["value"]
-        if name not in self.class_names:
-            raise InputError(f"no class {name!r}; there are {', '.join(self.class_names)}")
         return name
 
     @traitlets.validate("shown")
