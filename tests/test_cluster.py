@@ -106,7 +106,7 @@ def test_a_killed_worker_is_made_up_for(client, network, expected):
     got = predict(network, executor=executor_of(client, network), on_progress=kill_one)
     assert killed
     assert np.array_equal(got, expected)
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=180)
     assert np.array_equal(predict(network, executor=executor_of(client, network)), expected)
 
 
@@ -219,7 +219,7 @@ def test_a_cohort_is_spread_over_the_workers(client, cohort, tiny_weights, tmp_p
     pd.testing.assert_frame_equal(spread[columns], alone[columns])
     assert "no such file" in spread.iloc[-1]["error"]
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=180)
 
 
 def test_the_command_line_starts_workers(cli, cohort, tiny_weights):

