@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from medverse_nb.model.apsp import context_mean, merge_context_mean, scale_gradient
+from medverse_nb.model.apsp import context_mean, merge_context_mean, pair_mean, scale_gradient
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.network import ICLNetwork
 
@@ -20,6 +20,15 @@ def test_the_running_mean_by_hand():
     mini = torch.tensor([5.0, 11.0]).view(1, 2, 1, 1, 1, 1)
     assert merge_context_mean(mean, 3, mini).item() == pytest.approx((3 * 2 + 5 + 11) / 5)
     assert mean.item() == 2.0  # not modified
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_mean_of_pairs_in_any_memory_format(layout):
+    maps = draw(2 * 3, 4, 2, 3, 2).to(memory_format=layout).unflatten(0, (2, 3))
+    mean = pair_mean(maps)
+    assert torch.allclose(mean, maps.mean(1), atol=1e-12)
+    assert mean.is_contiguous(memory_format=layout)
+    assert torch.equal(pair_mean(maps[:, :1]), maps[:, 0])
 
 
 @pytest.mark.parametrize("generator", [None, Generator().manual_seed(3)])

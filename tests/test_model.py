@@ -16,7 +16,16 @@ from medverse_nb.model.attention import (
     sincos_positions,
     to_blocks,
 )
-from medverse_nb.model.blocks import Mix, ResidualUnit, UpMerge, make_down
+from medverse_nb.model.blocks import (
+    Mix,
+    ResidualUnit,
+    UpMerge,
+    add_pointwise,
+    gelu,
+    is_channels_last,
+    laid_out_for,
+    make_down,
+)
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.fusion import ContextMeans
 from medverse_nb.model.memory import choose_mini_context_size
@@ -29,6 +38,8 @@ SIDES = (8, 16, 8)
 PARTITIONS = ("contiguous", "interleaved")
 KINDS = [("medverse", "contiguous"), ("medverse", "interleaved"), ("neuroverse3d", "interleaved")]
 both_partitions = pytest.mark.parametrize("partition", PARTITIONS)
+LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
+both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 all_kinds = pytest.mark.parametrize(("architecture", "partition"), KINDS)
 
 
@@ -128,6 +139,29 @@ def test_nothing_is_random(architecture, partition):
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert torch.equal(network(**inputs), first)
+
+
+@all_kinds
+@both_layouts
+@pytest.mark.parametrize("mini_context_size", [1, 2, 3])
+def test_memory_format_and_gradients_change_nothing(
+    architecture, partition, layout, mini_context_size
+):
+    network = make_network(architecture, partition)
+    inputs = draw_inputs(batch=2, pairs=3) | draw_feedback(network, batch=2)
+    given = {name: value.clone() for name, value in inputs.items()}
+    expected = network(**inputs, mini_context_size=3)
+    network.to(memory_format=layout)
+    learning = network(**inputs, mini_context_size=mini_context_size)
+    with torch.inference_mode():  # where maps are overwritten
+        features = network.target_encoder(inputs["target"])
+        kept = [feature.clone() for feature in features]
+        for _ in range(2):
+            got = network(**inputs, mini_context_size=mini_context_size, target_features=features)
+            assert torch.allclose(got, expected, atol=1e-12)
+        assert all(map(torch.equal, features, kept))
+    assert torch.allclose(learning, expected, atol=1e-12)
+    assert all(torch.equal(inputs[name], given[name]) for name in inputs)
 
 
 @both_partitions
@@ -237,7 +271,52 @@ def test_mini_context_size_follows_free_memory(monkeypatch):
             assert choose_mini_context_size(config, target, 6) == expected
 
 
+def test_a_cpu_takes_few_large_pairs_at_a_time():
+    config = make_config()  # of four channels
+    for side, expected in [(8, 6), (64, 4), (128, 1)]:
+        target = torch.empty(1, 1, side, side, side)
+        with torch.no_grad():
+            assert choose_mini_context_size(config, target, 6) == expected
+
+
 # --- blocks ------------------------------------------------------------------------------------
+
+
+@both_layouts
+def test_gelu_overwrites_only_without_a_gradient(layout):
+    x = (4 * draw(2, 3, 4, 4, 4) - 2).to(memory_format=layout)
+    expected = nn.functional.gelu(x)
+    learning = x.clone().requires_grad_()
+    got = gelu(learning)
+    assert torch.equal(learning, x)
+    got.sum().backward()
+    assert learning.grad.any()
+    with torch.no_grad():
+        assert torch.allclose(gelu(x), expected, atol=1e-12)
+        assert torch.allclose(x, expected, atol=1e-12)
+    assert got.stride() == x.stride()
+
+
+@both_layouts
+def test_one_channel_is_laid_out_as_the_weights_are(layout):
+    unit = ResidualUnit(3).to(memory_format=layout)
+    x = draw(2, 1, 4, 4, 4)
+    laid = laid_out_for(x, unit)
+    assert torch.equal(laid, x)
+    assert (laid.stride(1) == 1) == (layout is torch.channels_last_3d)
+
+
+@both_layouts
+def test_adding_a_pointwise_convolution(layout):
+    total, x = (draw(2, c, 2, 4, 2, seed=c).to(memory_format=layout) for c in (4, 3))
+    weight = draw(4, 5, 1, 1, 1, seed=9)[:, 1:4]
+    expected = total + nn.functional.conv3d(x, weight)
+    before = total.clone()
+    assert torch.allclose(add_pointwise(total, x, weight), expected, atol=1e-12)
+    assert torch.equal(total, before)
+    with torch.no_grad():
+        assert torch.allclose(add_pointwise(total, x, weight), expected, atol=1e-12)
+    assert torch.allclose(total, expected, atol=1e-12)
 
 
 @torch.inference_mode()
@@ -279,8 +358,9 @@ def test_mixing_apart_is_convolving_what_is_laid_together():
     torch.manual_seed(0)
     mix = Mix(3, 5, 4).double()
     a, b = draw(2, 3, 2, 4, 2, seed=1), draw(2, 5, 2, 4, 2, seed=2)
-    assert torch.allclose(mix.first(a) + mix.second(b), mix(torch.cat([a, b], dim=1)), atol=1e-12)
-    assert mix.first(torch.zeros_like(a)).abs().max() == 0  # the bias comes once, with the second
+    expected = mix(torch.cat([a, b], dim=1))  # the bias comes once, with the first share taken
+    assert torch.allclose(mix.add_second(mix.first(a), b), expected, atol=1e-12)
+    assert torch.allclose(mix.add_first(mix.second(b), a), expected, atol=1e-12)
 
 
 @torch.inference_mode()
@@ -363,6 +443,11 @@ def test_blocks_round_trip(partition):
     blocks = to_blocks(x, 4, partition)
     assert blocks.shape == (2, 64, 3 * 1 * 2 * 3)
     assert torch.equal(from_blocks(blocks, (4, 8, 12), 4, partition), x)
+    turned = to_blocks(x, 4, partition, channels_last=True)
+    assert torch.equal(turned.view(2, 64, 6, 3).mT.reshape(2, 64, 18), blocks)
+    back = from_blocks(turned, (4, 8, 12), 4, partition, channels_last=True)
+    assert torch.equal(back, x)
+    assert is_channels_last(back)
 
 
 @both_partitions
@@ -372,6 +457,21 @@ def test_pooling_is_the_mean_of_each_block(partition):
     assert torch.allclose(pool_blocks(x, 4, partition), blocks.mean(-1), atol=1e-12)
     flat = x.to(memory_format=torch.channels_last_3d)
     assert torch.allclose(pool_blocks(flat, 4, partition), blocks.mean(-1), atol=1e-12)
+
+
+@both_partitions
+@both_layouts
+@torch.inference_mode()
+def test_attention_keeps_the_memory_format_of_what_it_moves(partition, layout):
+    attention = make_network("medverse", partition).target_decoder.fusions[-1].attention
+    query = draw(3, 4, *SIDES, seed=1)
+    sources = [draw(1, 4, *SIDES, seed=seed) for seed in (2, 3)]
+    codes = [draw(1, 64, 12, seed=4)] * 2
+    expected, _ = attention(query, sources, sources, codes[0], codes)
+    sources = [source.to(memory_format=layout) for source in sources]
+    moved, _ = attention(query, sources, sources, codes[0], codes)
+    assert torch.allclose(moved, expected, atol=1e-12)
+    assert moved.is_contiguous(memory_format=layout)
 
 
 def test_pooling_in_inference_does_not_spoil_training():

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from .blocks import is_channels_last
+
 
 def merge_context_mean(mean: Tensor, seen: int, mini: Tensor) -> Tensor:
     """Fold one mini-context into the running mean of the context.
@@ -26,7 +28,23 @@ def merge_context_mean(mean: Tensor, seen: int, mini: Tensor) -> Tensor:
     Source: Neuroverse3D Algorithm 1.
     """
     size = mini.shape[1]
-    return mean + (mini.mean(dim=1) - mean) * (size / (seen + size))
+    return mean.lerp(pair_mean(mini), size / (seen + size))
+
+
+def pair_mean(maps: Tensor) -> Tensor:
+    """Average (B, K, C, X, Y, Z) over the K pairs; a single pair is returned itself.
+
+    As a product in the order of the memory: with channels last, `Tensor.mean` takes several
+    times longer, and twenty times in bfloat16.
+    """
+    batch, pairs = maps.shape[:2]
+    if pairs == 1:
+        return maps[:, 0]
+    if not is_channels_last(maps.flatten(0, 1)):
+        return maps.mean(dim=1)
+    rows = maps.permute(0, 1, 3, 4, 5, 2).reshape(batch, pairs, -1)
+    mean = (maps.new_ones(1, pairs) @ rows).div_(pairs)
+    return mean.view(batch, *maps.shape[3:], -1).permute(0, 4, 1, 2, 3)
 
 
 def context_mean(
@@ -69,7 +87,7 @@ def context_mean(
                 merge_context_mean(m, seen, mini) for m, mini in zip(means, minis, strict=True)
             ]
         else:
-            means = [mini.mean(dim=1) for mini in minis]
+            means = [pair_mean(mini) for mini in minis]
         seen += part.stop - part.start
     return means
 

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .blocks import is_channels_last
 from .config import Partition, PositionBias
 
 # Added to a block's score for the block at its own place, before training: that block then
@@ -27,17 +28,31 @@ BLOCKS: dict[Partition, str] = {
 }
 
 
-def to_blocks(x: Tensor, p: int, partition: Partition) -> Tensor:
-    """Cut (N, C, X, Y, Z) into blocks (N, p**3, C * voxels); sides must divide by `p`."""
+def to_blocks(x: Tensor, p: int, partition: Partition, channels_last: bool = False) -> Tensor:
+    """Cut (N, C, X, Y, Z) into blocks (N, p**3, C * voxels); sides must divide by `p`.
+
+    channels_last : blocks of (voxels * C) instead, a plain copy where the map is laid out so.
+    """
+    if channels_last:
+        pattern = f"n {BLOCKS[partition]} c -> n (p1 p2 p3) (x y z c)"
+        return rearrange(x.permute(0, 2, 3, 4, 1), pattern, p1=p, p2=p, p3=p)
     pattern = f"n c {BLOCKS[partition]} -> n (p1 p2 p3) (c x y z)"
     return rearrange(x, pattern, p1=p, p2=p, p3=p)
 
 
 def from_blocks(
-    blocks: Tensor, sides: tuple[int, int, int], p: int, partition: Partition
+    blocks: Tensor,
+    sides: tuple[int, int, int],
+    p: int,
+    partition: Partition,
+    channels_last: bool = False,
 ) -> Tensor:
     """Undo `to_blocks`: (N, p**3, C * voxels) to (N, C, X, Y, Z) with these `sides`."""
     x, y, z = (side // p for side in sides)
+    if channels_last:
+        pattern = f"n (p1 p2 p3) (x y z c) -> n {BLOCKS[partition]} c"
+        whole = rearrange(blocks, pattern, p1=p, p2=p, p3=p, x=x, y=y, z=z)
+        return whole.permute(0, 4, 1, 2, 3)
     pattern = f"n (p1 p2 p3) (c x y z) -> n c {BLOCKS[partition]}"
     return rearrange(blocks, pattern, p1=p, p2=p, p3=p, x=x, y=y, z=z)
 
@@ -50,7 +65,7 @@ def pool_blocks(x: Tensor, p: int, partition: Partition) -> Tensor:
     """
     n, c = x.shape[:2]
     shares = [block_shares(side, p, partition).to(x) for side in x.shape[2:]]
-    if x.is_contiguous(memory_format=torch.channels_last_3d):
+    if is_channels_last(x):
         y = x.permute(0, 2, 3, 4, 1)
         for axis, share in enumerate(shares):
             y = share @ y.reshape(n * p**axis, share.shape[1], -1)
@@ -165,8 +180,10 @@ class BlockwiseCrossAttention(nn.Module):
         Medverse, or any pointwise map of them.
         """
         weights = self.weights(query, sources, query_code, source_codes)
-        blocks = torch.cat([to_blocks(v, self.p, self.partition) for v in values], dim=1)
-        mixed = weights.to(blocks.dtype) @ blocks  # (B, K * p**3, C * voxels)
+        last = is_channels_last(values[0])
+        blocks = [to_blocks(value, self.p, self.partition, last) for value in values]
+        moved = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        mixed = weights.to(moved.dtype) @ moved  # (B, K * p**3, C * voxels)
         mixed = rearrange(mixed, "b (k t) v -> (b k) t v", t=self.p**3)
         sides = (query.shape[2], query.shape[3], query.shape[4])
-        return from_blocks(mixed, sides, self.p, self.partition), weights
+        return from_blocks(mixed, sides, self.p, self.partition, last), weights

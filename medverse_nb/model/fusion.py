@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
 from .attention import BlockwiseCrossAttention, sincos_positions
-from .blocks import Mix
+from .blocks import Mix, gelu
 from .config import NetworkConfig
 
 
@@ -70,9 +69,8 @@ class ConcatTargetToContext(nn.Module):
     def forward(self, context: Tensor, target: Tensor, autoregressive: bool) -> Tensor:
         """Fuse (B * K, C, X, Y, Z) with (B, C, X, Y, Z); this kind has no second context."""
         assert not autoregressive
-        shown = self.mix.second(target)
-        shown = repeat(shown, "b ... -> (b k) ...", k=context.shape[0] // target.shape[0])
-        return F.gelu(context + (self.mix.first(context) + shown))
+        shown = repeat(target, "b ... -> (b k) ...", k=context.shape[0] // target.shape[0])
+        return gelu(self.mix.add_second(self.mix.first(context), shown).add_(context))
 
 
 class ConcatContextToTarget(nn.Module):
@@ -83,7 +81,7 @@ class ConcatContextToTarget(nn.Module):
         self.mix = Mix(channels, channels, channels)
 
     def forward(self, target: Tensor, means: ContextMeans) -> Tensor:
-        return F.gelu(target + (self.mix.first(means.semantic) + self.mix.second(target)))
+        return gelu(self.mix.add_second(self.mix.first(means.semantic), target).add_(target))
 
 
 class AttentionTargetToContext(nn.Module):
@@ -105,7 +103,7 @@ class AttentionTargetToContext(nn.Module):
             codes.context(autoregressive),
             [codes.target()],
         )
-        return F.gelu(context + (self.mix.first(context) + shown))
+        return gelu(self.mix.add_first(shown, context).add_(context))
 
 
 class AttentionContextToTarget(nn.Module):
@@ -130,4 +128,4 @@ class AttentionContextToTarget(nn.Module):
             codes.target(),
             source_codes,
         )
-        return F.gelu(target + (given + self.mix.second(target)))
+        return gelu(self.mix.add_second(given, target).add_(target))

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from ..errors import InputError
 from .apsp import context_mean
-from .blocks import ResidualUnit, UpMerge, make_down
+from .blocks import ResidualUnit, UpMerge, laid_out_for, make_down
 from .config import NetworkConfig
 from .fusion import (
     AttentionContextToTarget,
@@ -41,7 +41,7 @@ class TargetEncoder(nn.Module):
 
     def forward(self, target: Tensor) -> list[Tensor]:
         features = []
-        x = self.embedding(target)
+        x = self.embedding(laid_out_for(target, self.units[0]))
         for unit, down in zip(self.units, self.downs, strict=True):
             features.append(unit(x))
             x = down(features[-1])
@@ -87,14 +87,15 @@ class ContextBranch(nn.Module):
         n maps (B, K, C, X, Y, Z) for n stages.
         """
         batch = pairs.shape[0]
-        x = self.embedding(rearrange(pairs, "b k c x y z -> (b k) c x y z"))
+        x = rearrange(pairs, "b k c x y z -> (b k) c x y z")
+        x = self.embedding(laid_out_for(x, self.units[0]))
         skips = []
         for stage, unit in enumerate(self.units):
             x = unit(x if stage == 0 else self.downs[stage - 1](x))
             if stage < len(self.fusions):
                 x = self.fusions[stage](x, target_features[stage], embedding is not None)
             if stage == 0 and embedding is not None:
-                x = x + embedding.view(1, -1, 1, 1, 1).to(x.dtype)
+                x = x.add_(embedding.view(1, -1, 1, 1, 1).to(x.dtype))
             skips.append(x)
         outputs = [skips.pop()]
         for up, unit in zip(self.ups, self.up_units, strict=True):
