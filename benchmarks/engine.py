@@ -1,6 +1,6 @@
 """What the engine costs beside the network: time, workers, memory and seams.
 
-    python benchmarks/engine.py overhead | workers | memory --folder DIR | seams
+    python benchmarks/engine.py overhead | workers | memory --folder DIR | estimate | skip | seams
 
 Each records an entry `engine_NAME`. Volumes are smooth noise, the context's sides 5% smaller
 than the target's, so that windows are resampled as with scans of two people. Times are meant
@@ -42,6 +42,7 @@ from medverse_nb.inference.crops import Crops, ScaleVolumes
 from medverse_nb.inference.inputs import PairInputs
 from medverse_nb.inference.recipe import Recipe, Settings, choose_recipe
 from medverse_nb.inference.runner import WindowRunner
+from medverse_nb.inference.schedule import scale_count
 from medverse_nb.inference.storage import MemoryStore
 from medverse_nb.inference.windows import Window, plan_windows
 from medverse_nb.intensity import quantile_scale
@@ -56,7 +57,7 @@ from medverse_nb.volume import make_volume
 Row = dict[str, Any]
 GRAIN = 16  # voxels between two random numbers of the noise
 CONTEXT_SIDE = 0.95  # of the target's
-LEAST_TIMED, MOST_REPEATS = 50, 10  # windows of a scale
+LEAST_TIMED, MOST_REPEATS = 24, 10  # windows of a scale
 WORKERS = {1: "1 worker", 2: "2 workers"}
 
 
@@ -138,22 +139,27 @@ def measure_overhead(args: argparse.Namespace) -> Row:
         show(rows)
     spread = {}
     for pairs in args.pairs:
-        seconds = [row["ms"] for name, row in rows.items() if name.endswith(f", {pairs} pairs")]
+        seconds = [row["fed_ms"] for name, row in rows.items() if name.endswith(f", {pairs} pairs")]
         spread[f"{pairs} pairs"] = round(max(seconds) / min(seconds) - 1, 3)
     print("slowest over fastest, less one:", spread)
     return {"clock": "processor" if args.processor_time else "wall", "spread": spread, "rows": rows}
 
 
 def time_run(side: int, pairs: int, most: int, processor_time: bool) -> Row:
-    """Return milliseconds a window over all scales of a run, from `most` windows of each."""
+    """Return milliseconds a window over all scales of a run, from `most` windows of each.
+
+    `fed_ms` is that of the scales after the first, whose windows have an answer fed back; so
+    that every volume has such windows, the smallest ones have two scales too.
+    """
     shape = (side, side, side)
     session = open_session(shape, pairs)
     inputs = inputs_of(session, in_memory(draw_image(shape, 0)))
-    settings = Settings(precision=session.precision)
+    scales = max(2, scale_count(shape, session.network.config.window))
+    settings = Settings(precision=session.precision, scales=scales)
     recipe = choose_recipe(session.network.config, shape, settings)
     runner = WindowRunner(session.network, settings.precision, settings.mini_context_size)
     now = time.process_time if processor_time else time.perf_counter
-    total, windows, timed = Counter[str](), 0, 0
+    total, windows, timed, fed = Counter[str](), 0, 0, 0
     for scale in range(1, recipe.scales + 1):
         started = now()
         volumes = scale_volumes(inputs, recipe, scale).kept()
@@ -167,11 +173,15 @@ def time_run(side: int, pairs: int, most: int, processor_time: bool) -> Row:
             total[name] += beginning
         windows += len(plan)
         timed += len(part)
+        if scale > 1:
+            total["fed"] += one["wall"] * len(plan) + beginning
+            fed += len(plan)
     other = total["alone"] - total["network"] - total["reading"]
     return {
         "windows": windows,
         "timed": timed,
         "ms": round(1e3 * total["wall"] / windows, 1),
+        "fed_ms": round(1e3 * total["fed"] / fed, 1),
         "one_thread_ms": round(1e3 * total["alone"] / windows, 1),
         "network_ms": round(1e3 * total["network"] / windows, 1),
         "reading_ms": round(1e3 * total["reading"] / windows, 2),
@@ -389,6 +399,69 @@ def peak_mb() -> float:
     return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
 
+# What `estimate` tells.
+
+
+def measure_estimate(args: argparse.Namespace) -> Row:
+    """Return what `session.estimate` told over what the run took, each in a process of its own."""
+    rows = {}
+    for side, pairs in itertools.product(args.sides, args.pairs):
+        told = run_self("told", "--side", str(side), "--pairs", str(pairs))
+        rows[f"{side}^3, {pairs} pairs"] = json.loads(told)
+        show(rows)
+    return {"rows": rows}
+
+
+def measure_told(args: argparse.Namespace) -> None:
+    """Estimate a run, do it, and print both."""
+    shape = (args.side,) * 3
+    session = open_session(shape, args.pairs)
+    target = in_memory(draw_image(shape, 0))
+    told = session.estimate(target)
+    started = time.perf_counter()
+    session.predict(target).mask
+    seconds, peak = time.perf_counter() - started, peak_mb()
+    row = {
+        "told_s": round(told.seconds, 2),
+        "seconds": round(seconds, 2),
+        "of_seconds": round(told.seconds / seconds, 3),
+        "told_mb": round(told.memory / 1e6),
+        "peak_mb": round(peak),
+        "of_peak": round(told.memory / 1e6 / peak, 3),
+    }
+    print(json.dumps(row))
+
+
+# Windows that are not looked at again.
+
+
+def measure_skip(args: argparse.Namespace) -> Row:
+    """Return what `skip_empty` saves on a virtual abdomen, and what it costs in Dice, by organ."""
+    target, *context = mv.datasets.phantom_cohort(args.pairs + 1, side=args.side)
+    session = mv.ICLSession()
+    for case in context:
+        session.add_context(case.image, case.label, name=case.name)
+    rows = {}
+    for name in args.organs:
+        value = mv.datasets.PHANTOM_CLASSES[name]
+        row: Row = {}
+        for key, skip in (("all", False), ("skip", True)):
+            seconds = []
+            for _ in range(args.repeats):
+                started = time.perf_counter()
+                prediction = session.predict(
+                    target.image, classes={name: value}, skip_empty=skip, truth=target.label
+                )
+                seconds.append(time.perf_counter() - started)
+            row[f"{key}_s"] = round(statistics.median(seconds), 2)
+            row[f"{key}_dice"] = round(float(prediction.score["dice"].iloc[0]), 4)
+        row["times"] = round(row["all_s"] / row["skip_s"], 2)
+        row["windows"] = sum(prediction.manifest["settings"]["windows"])
+        rows[name] = row
+        show(rows)
+    return {"side": args.side, "pairs": args.pairs, "rows": rows}
+
+
 # Seams.
 
 
@@ -520,13 +593,26 @@ def main() -> None:
             help="bytes; larger volumes stay in their files. For small trials",
         )  # fmt: skip
 
+    estimate = commands.add_parser("estimate", help="what was told over what it took")
+    estimate.add_argument("--sides", type=int, nargs="+", default=[64, 128, 192])
+    estimate.add_argument("--pairs", type=int, nargs="+", default=[1, 8])
+    told = commands.add_parser("told", help="what estimate does of every row")
+    told.add_argument("--side", type=int, required=True)
+    told.add_argument("--pairs", type=int, required=True)
+
+    skip = commands.add_parser("skip", help="what skip_empty saves, and what it costs")
+    skip.add_argument("--side", type=int, default=160)
+    skip.add_argument("--pairs", type=int, default=4)
+    skip.add_argument("--repeats", type=int, default=3)
+    skip.add_argument("--organs", nargs="+", default=["liver", "spleen", "left kidney"])
+
     seams = commands.add_parser("seams", help="steps across window borders")
     seams.add_argument("--pairs", type=int, default=3)
     seams.add_argument("--spacing", type=float, default=2.0, help="of the heads, in mm")
     seams.add_argument("--overlaps", type=float, nargs="+", default=[0, 0.1, 0.25])
 
     args = parser.parse_args()
-    alone = {"write": write_volumes, "peak": measure_peak}
+    alone = {"write": write_volumes, "peak": measure_peak, "told": measure_told}
     if args.command in alone:
         alone[args.command](args)
         return
@@ -534,6 +620,8 @@ def main() -> None:
         "overhead": measure_overhead,
         "workers": measure_workers,
         "memory": measure_memory,
+        "estimate": measure_estimate,
+        "skip": measure_skip,
         "seams": measure_seams,
     }
     record(f"engine_{args.command}", measures[args.command](args), args.results)

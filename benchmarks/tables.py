@@ -1,4 +1,4 @@
-"""Put the figures of `results.json` into the README and the model card.
+"""Put the figures of `results.json` into the pages that tell them.
 
     python benchmarks/tables.py [--check]
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "models.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "scaling.md")
 BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 
 
@@ -104,8 +104,8 @@ def ablations(result: dict[str, Any]) -> str:
         for name, row in result["rows"].items()
     ]
     return "\n".join(lines) + (
-        f"\n\n{result['minutes']:g} minutes an arm, from chance. 1 and 8 pairs: held-out tasks in "
-        f"one window, no feedback. Native grid: eleven structures of {result['subjects']} held-out "
+        f"\n\n{result['minutes']:g} minutes from chance, all arms side by side, segmentation alone in "
+        f"windows of 32. 1 and 8 pairs: held-out tasks in one window, no feedback. Native grid: eleven structures of {result['subjects']} held-out "
         f"heads, {result['pairs']} pairs, the arms without NA-ICL by a sliding window. "
         f"{measured(result)}"
     )
@@ -116,6 +116,124 @@ def speed(result: dict[str, Any]) -> str:
     lines = ["| what | figure |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in result.items() if key != "measured"]
     return "\n".join(lines) + f"\n\n{measured(result)}"
+
+
+def engine_overhead(result: dict[str, Any]) -> str:
+    """Return milliseconds a window, and what of them is the engine's."""
+    columns = {
+        "windows": "windows",
+        "fed_ms": "ms a window",
+        "network_ms": "network",
+        "reading_ms": "reading",
+        "other_ms": "all else",
+        "other_of_network": "all else / network",
+    }
+    return (
+        f"{rows_table(result['rows'], 'volume', columns)}\n\nMilliseconds. A window: after the "
+        "first scale, with as many threads as the engine takes; its parts by one thread, over all "
+        "scales. Reading is cropping and resampling; all else is planning and blending. Runs "
+        "follow one another, so that the machine's own drift is in it: see the network's column. "
+        f"{measured(result)}"
+    )
+
+
+def engine_workers(result: dict[str, Any]) -> str:
+    """Return the seconds of one prediction by one worker and by two."""
+    return (
+        f"{rows_table(result['rows'], 'workers', {'seconds': 'seconds'})}\n\n"
+        f"{result['ratio']:g} times as fast, answers {'' if result['equal'] else 'not '}equal bit "
+        f"for bit: {result['side']}³ voxels, {result['pairs']} pairs, {result['windows']} windows, "
+        f"workers of one thread. {measured(result)}"
+    )
+
+
+def engine_memory(result: dict[str, Any]) -> str:
+    """Return the peak memory of volumes of zarr."""
+    columns = {"windows": "windows", "peak_mb": "peak, MB", "of_first": "of the first"}
+    return (
+        f"{rows_table(result['rows'], 'volume', columns)}\n\nThe whole process's peak, Python and "
+        "torch included; from zarr folders, with a network that answers at once, so that only the "
+        f"engine's memory counts. {measured(result)}"
+    )
+
+
+def engine_estimate(result: dict[str, Any]) -> str:
+    """Return what was told over what it took."""
+    columns = {
+        "told_s": "told, s",
+        "seconds": "took, s",
+        "of_seconds": "ratio",
+        "told_mb": "told, MB",
+        "peak_mb": "took, MB",
+        "of_peak": "ratio of memory",
+    }
+    return f"{rows_table(result['rows'], 'volume', columns)}\n\n{measured(result)}"
+
+
+def engine_skip(result: dict[str, Any]) -> str:
+    """Return what `skip_empty` saves and costs."""
+    columns = {
+        "all_s": "all windows, s",
+        "skip_s": "skipping, s",
+        "times": "times as fast",
+        "all_dice": "Dice, all windows",
+        "skip_dice": "Dice, skipping",
+    }
+    return (
+        f"{rows_table(result['rows'], 'organ', columns)}\n\nVirtual abdomen of {result['side']}³ "
+        f"voxels, {result['pairs']} pairs. {measured(result)}"
+    )
+
+
+def engine_seams(result: dict[str, Any]) -> str:
+    """Return steps across window borders, of the engine and of everything in memory."""
+    columns = {
+        "windows": "windows",
+        "engine": "engine",
+        "reference": "in memory",
+        "largest_difference": "largest difference",
+    }
+    return (
+        f"{rows_table(result['rows'], '', columns)}\n\nMean step from voxel to voxel across the "
+        f"windows' borders over that elsewhere, of a virtual brain. {measured(result)}"
+    )
+
+
+def released_window(result: dict[str, Any]) -> str:
+    """Return one window of the full-size network, the released recipe first."""
+    columns = {
+        "ms": "ms",
+        "times": "times as fast",
+        "error": "relative error",
+        "gflops": "GFLOP/s",
+        "of_peak": "of a convolution's peak",
+    }
+    return (
+        f"{rows_table(result['rows'], 'full-size network', columns)}\n\nOne window of "
+        f"{result['side']}³ with random weights, one pair and one fed back: {result['tflop']:g} TFLOP. "
+        f"{measured(result)}"
+    )
+
+
+def released_volume(result: dict[str, Any]) -> str:
+    """Return a whole volume, the released recipe first."""
+    columns = {"ms": "ms", "times": "times as fast", "dice_to_float32": "Dice to our float32"}
+    return (
+        f"{rows_table(result['rows'], 'medverse-tiny', columns)}\n\nVirtual abdomen of "
+        f"{result['side']}³ voxels, {result['pairs']} pairs, one organ, from arrays to the answer. "
+        f"{measured(result)}"
+    )
+
+
+def rows_table(rows: dict[str, dict[str, Any]], first: str, columns: dict[str, str]) -> str:
+    """Return named rows as a table; `columns` gives a heading to each figure that is shown."""
+    lines = [f"| {' | '.join([first, *columns.values()])} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        figures = [
+            f"{row[key]:,}" if isinstance(row[key], int) else f"{row[key]:g}" for key in columns
+        ]
+        lines.append(f"| {' | '.join([name, *figures])} |")
+    return "\n".join(lines)
 
 
 def measured(result: dict[str, Any]) -> str:
@@ -134,6 +252,14 @@ TABLES = {
     "image_tasks": image_tasks,
     "speed": speed,
     "ablations": ablations,
+    "engine_overhead": engine_overhead,
+    "engine_workers": engine_workers,
+    "engine_memory": engine_memory,
+    "engine_estimate": engine_estimate,
+    "engine_skip": engine_skip,
+    "engine_seams": engine_seams,
+    "released_window": released_window,
+    "released_volume": released_volume,
 }
 MAY_BE_ABSENT = {"ablations"}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import ContextError, InputError
 
@@ -187,6 +187,36 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
                 f"class {spec.name!r}: no pair has the label value {missing}; found: {known}"
             )
     return specs
+
+
+def drawn_classes(
+    request: Sequence[int] | Mapping[str, int] | Sequence[ClassSpec],
+) -> list[ClassSpec]:
+    """Return the classes of a mask whose numbers are its label values: {"liver": 1}, or [1].
+
+    Raises
+    ------
+    InputError : a malformed request, or two classes of one number.
+    """
+    if isinstance(request, str | bytes) or not isinstance(request, Collection):
+        raise InputError('classes must be a dict such as {"liver": 1} or a list such as [1]')
+    listed = list(request)
+    given = [spec for spec in listed if isinstance(spec, ClassSpec)]
+    if len(given) < len(listed):
+        named = request.items() if isinstance(request, Mapping) else ((None, n) for n in listed)
+        given = [ClassTable().spec(n, (n,), name) for name, n in _single_values(named)]
+    numbers = [spec.number for spec in given]
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"classes has a number twice: {numbers}")
+    return given
+
+
+def _single_values(named: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, int]]:
+    for name, value in named:
+        values = _as_values(value)
+        if len(values) > 1:
+            raise InputError(f"classes: {name!r} has {len(values)} numbers; in a mask it has one")
+        yield name, values[0]
 
 
 def _as_values(values: int | Sequence[int]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ BINS = 65536
 LOW_QUANTILE, HIGH_QUANTILE = 0.02, 0.98
 FINE_BINS = 256  # fewer between the quantiles and the histogram is too coarse
 MOST_ZOOMS = 12  # histograms
+PIECE_VOXELS = 2**20  # counted at once, in float64
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ def _find_quantiles(
     below, counts = 0, np.zeros(BINS, np.int64)
     edges = first + (last - first) * np.linspace(0, 1, BINS + 1)
     for slab in slabs(volume):
-        values = slab.astype(np.float64, copy=False).ravel()
-        below += int(np.count_nonzero(values < first))
-        inside = values[(values >= first) & (values <= last)]
-        bins = ((inside - first) * (BINS / (last - first))).astype(np.int64)
-        counts += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
+        flat = slab.ravel()
+        for start in range(0, flat.size, PIECE_VOXELS):
+            values = flat[start : start + PIECE_VOXELS].astype(np.float64)
+            below += int(np.count_nonzero(values < first))
+            inside = values[(values >= first) & (values <= last)]
+            bins = ((inside - first) * (BINS / (last - first))).astype(np.int64)
+            counts += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
     reached = (below + np.concatenate([[0], np.cumsum(counts)])) / math.prod(volume.shape)
     one, other = np.interp(shares, reached, edges)
     return (float(one), float(other)), edges

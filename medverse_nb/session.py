@@ -482,7 +482,8 @@ class ICLSession:
 
         Raises
         ------
-        ContextError : nothing predicted yet, or a mask of another shape; nothing changes.
+        ContextError : nothing predicted yet, an empty mask, or one of another shape; nothing
+            changes.
         """
         chosen = prediction or self.last
         if chosen is None:
@@ -499,6 +500,12 @@ class ICLSession:
         )
         pair = replace(pair, provenance=origin)
         if chosen.image is None:
+            if not pair.values:
+                raise ContextError(
+                    f"nothing to accept: the mask of {chosen.target.name} is empty. Draw the "
+                    "structure first; a scan that truly lacks it is added with "
+                    "add_context(image, label)"
+                )
             values = chosen.to_label_values(values_of(pair.label))
             pair = replace(pair, label=with_data(pair.label, values, "label"))
         self.context.add(pair)

@@ -3,7 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from medverse_nb.classes import PALETTE, ClassTable, read_class_table, resolve_classes
+from medverse_nb.classes import (
+    PALETTE,
+    ClassSpec,
+    ClassTable,
+    drawn_classes,
+    read_class_table,
+    resolve_classes,
+)
 from medverse_nb.errors import ContextError, InputError
 
 TABLE = ClassTable({1: "anterior", 2: "posterior"}, {2: (1, 2, 3)})
@@ -168,3 +175,30 @@ def test_a_later_table_wins():
     table.update(ClassTable({2: "c"}, {2: (9, 9, 9)}))
     assert table.names == {1: "a", 2: "c"}
     assert table.colours == {1: (0, 0, 0), 2: (9, 9, 9)}
+
+
+def test_classes_of_a_mask_are_named_numbered_or_given():
+    given = (ClassSpec(7, "seven", (7,), (1, 2, 3)),)
+    assert brief(drawn_classes({"liver": 1, "spleen": 4})) == [
+        (1, "liver", (1,)), (4, "spleen", (4,)),
+    ]  # fmt: skip
+    assert brief(drawn_classes([3, 1])) == [(3, "class 3", (3,)), (1, "class 1", (1,))]
+    assert drawn_classes(given) == list(given)
+    assert drawn_classes(()) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ("liver", "must be a dict"),
+        (5, "must be a dict"),
+        ({"liver": (1, 2)}, "'liver' has 2 numbers"),
+        ({"liver": 0}, "positive integers"),
+        ({"liver": 1.5}, "positive integers"),
+        ({"liver": 1, "spleen": 1}, "a number twice"),
+        ([2, 2], "a number twice"),
+    ],
+)
+def test_classes_no_mask_can_have_are_refused(request_, told):
+    with pytest.raises(InputError, match=told):
+        drawn_classes(request_)

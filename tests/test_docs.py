@@ -106,9 +106,15 @@ def test_an_arm_of_other_minutes_is_not_taken_for_this_one(ablations, tmp_path):
     settings = ablations.settings_of(arm, 12, tmp_path)
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     (tmp_path / "arm.safetensors").touch()
-    ablations.train(tmp_path, settings, 12, None)  # done: nothing is run
+    assert ablations.prepare(tmp_path, settings, 12) is None  # done: nothing is run
     with pytest.raises(SystemExit, match="other settings or minutes"):
-        ablations.train(tmp_path, ablations.settings_of(arm, 48, tmp_path), 48, None)
+        ablations.prepare(tmp_path, ablations.settings_of(arm, 48, tmp_path), 48)
+
+
+def test_one_arm_that_fails_ends_the_others(ablations):
+    endless = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(SystemExit, match="not trained"):
+        ablations.train([endless, [sys.executable, "-c", "raise SystemExit(1)"]])
 
 
 def test_a_figure_goes_to_the_file_asked_for(ablations, tmp_path):

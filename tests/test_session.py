@@ -628,7 +628,7 @@ def test_accept_a_corrected_mask(new_session):
     assert np.array_equal(session.accept(first).canonical_label.array, line(1, 2, 0, 0))
 
 
-@pytest.mark.parametrize("kind", ["array", "nibabel", "fractions", "negative"])
+@pytest.mark.parametrize("kind", ["array", "nibabel", "fractions", "negative", "empty"])
 def test_a_mask_that_does_not_fit_leaves_the_session_unchanged(new_session, kind):
     session = fill(new_session(mean_label), line(1, 2, 0, 0))
     last = session.predict(SCAN, affine=STRAIGHT)
@@ -637,6 +637,7 @@ def test_a_mask_that_does_not_fit_leaves_the_session_unchanged(new_session, kind
         "nibabel": nib.Nifti1Image(line(1, 2, 0), STRAIGHT),
         "fractions": 0.3 * line(1, 2, 0, 0),
         "negative": -line(1, 2, 0, 0).astype(np.int16),
+        "empty": line(0, 0, 0, 0),
     }
     with pytest.raises(ContextError):
         session.accept(mask=masks[kind])

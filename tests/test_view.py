@@ -410,7 +410,7 @@ def shown_by(volume) -> nib.Nifti1Image:
 
 def load(viewer) -> None:
     """Say, as the browser would, that all volumes have arrived."""
-    for volume in viewer.widget.volumes:
+    for volume in viewer.nv.volumes:
         viewer._on_loaded(volume)
 
 
@@ -418,7 +418,7 @@ def load(viewer) -> None:
 def test_niivue_has_nothing_to_turn(niivue, directions):
     state = make_state(directions=directions)
     viewer = niivue.NiivueViewer(state)
-    for layer, volume in zip(state.scene.panels[0].layers, viewer.widget.volumes, strict=True):
+    for layer, volume in zip(state.scene.panels[0].layers, viewer.nv.volumes, strict=True):
         image = shown_by(volume)
         assert np.array_equal(np.asarray(image.dataobj), layer.codes)
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
@@ -435,18 +435,18 @@ def test_a_crosshair_event_reaches_the_voxel_of_the_array(niivue, directions):
         shown = state.scene.display.shown_of(voxel)
         event = {"event": "location_change", "data": {"vox": list(shown), "mm": [0, 0, 0]}}
         for _ in range(5):  # they come by the dozen
-            viewer.widget._handle_custom_msg(event, [])
+            viewer.nv._handle_custom_msg(event, [])
         assert state.voxel == voxel
     assert len(told) == 2
     state.cursor = (0, 0, 0)
     half = [0.5 / side for side in state.scene.display.shape]
-    assert viewer.widget.scene.crosshair_pos == pytest.approx(half)
+    assert viewer.nv.scene.crosshair_pos == pytest.approx(half)
 
 
 def test_classes_keep_their_colours_in_niivue(niivue):
     """NiiVue looks codes up at (code - min + 0.5) / length, but never in the first 1/128."""
     state = make_state()
-    colours = niivue.NiivueViewer(state).widget.volumes[1].colormap_label
+    colours = niivue.NiivueViewer(state).nv.volumes[1].colormap_label
     table = np.array(colours.lut).reshape(-1, 4)
     assert len(table) == colours.max - colours.min + 1
     for code in (0, 1, 2, 255):
@@ -462,7 +462,7 @@ def test_scales_in_niivue(niivue):
     grey, heat = grey_layer(display, scan), heat_layer(display, scan / 400)
     signed = signed_layer(display, scan - 200)
     scene = Scene(display, (Panel("a", (grey, heat, signed)),))
-    base, warm, change = niivue.NiivueViewer(SliceState(scene)).widget.volumes
+    base, warm, change = niivue.NiivueViewer(SliceState(scene)).nv.volumes
     assert (base.colormap, base.cal_min, base.cal_max) == ("gray", 0, 255)
     assert (warm.colormap, warm.colormap_label) == ("inferno", None)
     alpha = np.array(change.colormap_label.lut).reshape(-1, 4)[4:, 3]
@@ -475,7 +475,7 @@ def test_opacity_reaches_the_overlay(niivue):
     state = make_state()
     viewer = niivue.NiivueViewer(state)
     state.opacity = 0.9
-    assert [volume.opacity for volume in viewer.widget.volumes] == [1, 0.9]
+    assert [volume.opacity for volume in viewer.nv.volumes] == [1, 0.9]
 
 
 def test_niivue_shows_one_panel(niivue):
@@ -490,21 +490,21 @@ def test_a_drawing_lands_on_the_voxels_of_the_array(niivue, directions):
     load(viewer)
     viewer.start_drawing(2)
     sent = []
-    viewer.widget.send = lambda content, buffers=None: sent.append((content, buffers))
+    viewer.nv.send = lambda content, buffers=None: sent.append((content, buffers))
     flat = state.editor.codes.ravel(order="F")
-    viewer.widget.draw_bitmap = np.zeros_like(flat)  # the answer to "start": not wanted
+    viewer.nv.draw_bitmap = np.zeros_like(flat)  # the answer to "start": not wanted
     assert state.edits == 0
     viewer.fetch_drawing()
     assert ({"type": "set_drawing_enabled", "data": [True]}, None) in sent
     drawing = state.editor.codes.copy()
     voxel = (4, 5, 6)
     drawing[state.scene.display.shown_of(voxel)] = 2
-    viewer.widget.draw_bitmap = drawing.ravel(order="F")
+    viewer.nv.draw_bitmap = drawing.ravel(order="F")
     assert state.edits == 1
     expected = make_case(directions)[1].values.copy()
     expected[voxel] = 2
     assert np.array_equal(viewer.mask.values, expected)
-    viewer.widget.draw_bitmap = np.zeros_like(flat)  # nobody asked
+    viewer.nv.draw_bitmap = np.zeros_like(flat)  # nobody asked
     assert np.array_equal(viewer.mask.values, expected)
 
 
@@ -512,10 +512,10 @@ def test_the_mask_is_put_into_the_drawing_and_undone_there(niivue):
     state = make_state(edit=True)
     viewer = niivue.NiivueViewer(state)
     sent = []
-    viewer.widget.send = lambda content, buffers=None: sent.append((content["type"], buffers))
+    viewer.nv.send = lambda content, buffers=None: sent.append((content["type"], buffers))
     viewer.start_drawing(1)
     assert "set_drawing_enabled" not in [kind for kind, _ in sent]  # nothing is there to draw on
-    assert viewer.widget.volumes[1].opacity == 0  # the drawing stands for it
+    assert viewer.nv.volumes[1].opacity == 0  # the drawing stands for it
     load(viewer)
     kinds = [kind for kind, _ in sent]
     assert kinds.index("set_drawing_enabled") < kinds.index("buffer_change")
@@ -532,13 +532,13 @@ def test_a_drawing_that_ends_is_shown_as_the_mask(niivue):
     viewer = niivue.NiivueViewer(state)
     load(viewer)
     viewer.start_drawing(1)
-    viewer.widget.draw_bitmap = state.editor.codes.ravel(order="F")
+    viewer.nv.draw_bitmap = state.editor.codes.ravel(order="F")
     viewer.stop_drawing()
     drawing = state.editor.codes.copy()
     drawing[0, 0, 0] = 1
-    viewer.widget.draw_bitmap = drawing.ravel(order="F")
+    viewer.nv.draw_bitmap = drawing.ravel(order="F")
     assert not viewer.drawing
-    overlay = viewer.widget.volumes[1]
+    overlay = viewer.nv.volumes[1]
     assert np.array_equal(np.asarray(shown_by(overlay).dataobj), drawing)
     assert overlay.opacity == state.opacity
     with pytest.raises(InputError, match="nothing is being drawn"):
@@ -549,9 +549,9 @@ def test_an_edit_elsewhere_is_shown_in_niivue(niivue):
     state = make_state(edit=True)
     viewer = niivue.NiivueViewer(state)
     state.paint([[1, 1, 1]], 0, 2, radius_vox=0)
-    assert np.asarray(shown_by(viewer.widget.volumes[1]).dataobj)[1, 1, 1] == 2
+    assert np.asarray(shown_by(viewer.nv.volumes[1]).dataobj)[1, 1, 1] == 2
     state.scene = make_state(directions=np.eye(3)).scene
-    assert np.asarray(shown_by(viewer.widget.volumes[0]).dataobj).shape == SHAPE
+    assert np.asarray(shown_by(viewer.nv.volumes[0]).dataobj).shape == SHAPE
 
 
 def test_only_a_class_can_be_drawn_in_niivue(niivue):

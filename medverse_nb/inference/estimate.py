@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ from .recipe import Recipe, Settings, choose_recipe
 from .runner import WindowRunner
 from .windows import Window, plan_windows
 
-SLOW_S = 2.0  # a first window that took longer is not run again to warm up
+SLOW_S = 2.0  # of windows that are timed
+MOST_TIMED = 5  # after the first
 SAMPLE_S = 0.003
 
 
@@ -158,14 +160,16 @@ def _answers(questions: int, shapes: Sequence[Shape]) -> list[tuple[int, bool]]:
 
 
 def _time(predict: Predict, batch: Sequence[Window]) -> float:
-    """Return the seconds a batch takes, reading included."""
-    for _ in range(2):
+    """Return the seconds a batch takes, reading included: the median of a few, the first left out.
+
+    The first alone where it takes long.
+    """
+    seconds: list[float] = []
+    while len(seconds) <= MOST_TIMED and sum(seconds) < SLOW_S:
         started = time.perf_counter()
         predict(batch)
-        seconds = time.perf_counter() - started
-        if seconds > SLOW_S:
-            break
-    return seconds
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:] or seconds)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class MaskEditor(traitlets.HasTraits):
                 f"by voxel: show a part of it at full resolution, such as roi=np.s_[{box}]"
             )
         if not classes:
-            raise InputError("nothing to draw: give classes")
+            raise InputError('nothing to draw: name the classes, such as classes={"liver": 1}')
         self.classes = tuple(classes)
         self.display = display
         self._mask = mask

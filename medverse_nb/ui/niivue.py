@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import anywidget
+import ipywidgets as w
 import nibabel as nib
 import numpy as np
 from ipyniivue import LUT, ColormapType, MultiplanarType, NiiVue, SliceType, Volume
@@ -26,11 +29,18 @@ from .viewer import Viewer
 
 UNUSED_CODES = 4
 FAINT = 32  # alpha below which a code is not shown
-CROSSHAIR = {"crosshair_color": (1.0, 1.0, 1.0, 0.6), "crosshair_width": 0.4}
+CROSSHAIR_COLOUR = (1.0, 1.0, 1.0, 0.6)
+CROSSHAIR_SHARE = 1 / 400  # of the longest side
+
+
+class _Freeing(anywidget.AnyWidget):
+    """Stands beside a NiiVue and gives its WebGL context back when both close."""
+
+    _esm = Path(__file__).with_name("webgl.js")
 
 
 class NiivueViewer(Viewer):
-    """The one panel of a state's scene in NiiVue.
+    """The one panel of a state's scene in NiiVue, which is `nv`.
 
     Parameters
     ----------
@@ -48,9 +58,14 @@ class NiivueViewer(Viewer):
             height=height,
             slice_type=SliceType.MULTIPLANAR,
             multiplanar_layout=MultiplanarType.ROW,
-            **CROSSHAIR,
+            crosshair_color=CROSSHAIR_COLOUR,
+            crosshair_width=CROSSHAIR_SHARE * max(state.scene.display.grid.extent_mm),
         )
-        super().__init__(state, nv, "niivue")
+        self.nv = nv
+        self._freeing = _Freeing()
+        box = w.VBox([nv, self._freeing])
+        box.add_class("mv-webgl")
+        super().__init__(state, box, "niivue")
         self.drawing = False
         self._loaded: set[str] = set()  # ids of volumes that the browser has
         self._when_loaded: list[Callable[[], None]] = []
@@ -74,8 +89,8 @@ class NiivueViewer(Viewer):
         if not self.closed:
             for name, watch in self._watches.items():
                 self.state.unobserve(watch, name)
-            for volume in self.widget.volumes:
-                volume.close()
+            for part in (*self.nv.volumes, self._freeing, self.nv):
+                part.close()
         super().close()
 
     # --- drawing -------------------------------------------------------------------------------
@@ -97,8 +112,8 @@ class NiivueViewer(Viewer):
             )
         self.drawing = True
         self._on_opacity(None)
-        self.widget.draw_lut = _drawing_colours(editor.layer.table)
-        self.widget.opts.pen_value = float(numbers.index(number) + 1)
+        self.nv.draw_lut = _drawing_colours(editor.layer.table)
+        self.nv.opts.pen_value = float(numbers.index(number) + 1)
 
         def start() -> None:
             self._ask(None)
@@ -126,13 +141,13 @@ class NiivueViewer(Viewer):
     def _ask(self, receive: Callable[[Codes], None] | None) -> None:
         """Enable drawing, to which NiiVue answers with the drawing; None if that is not wanted."""
         self._replies.append(receive)
-        self.widget.opts.drawing_enabled = True
-        self.widget.send({"type": "set_drawing_enabled", "data": [True]})
+        self.nv.opts.drawing_enabled = True
+        self.nv.send({"type": "set_drawing_enabled", "data": [True]})
 
     def _push(self, codes: Codes) -> None:
         """Overwrite the drawing, of which the browser may have other voxels than Python knows."""
         message = {"type": "buffer_change", "data": {"attr": "drawBitmap", "type": "uint8"}}
-        self.widget.send(message, buffers=[codes.tobytes(order="F")])
+        self.nv.send(message, buffers=[codes.tobytes(order="F")])
 
     def _take(self, codes: Codes) -> None:
         if self.state.editor is not None:
@@ -141,9 +156,9 @@ class NiivueViewer(Viewer):
     def _take_last(self, codes: Codes) -> None:
         self._take(codes)
         self.drawing = False
-        self.widget.set_drawing_enabled(False)
+        self.nv.set_drawing_enabled(False)
         self._replies.append(None)  # which it answers too
-        self.widget.close_drawing()
+        self.nv.close_drawing()
         self._on_edits(None)
 
     def _on_bitmap(self, change: Any) -> None:
@@ -161,7 +176,7 @@ class NiivueViewer(Viewer):
     def _on_scene(self, _change: Any) -> None:
         panel, display = _only_panel(self.state), self.state.scene.display
         self._loaded.clear()
-        self.widget.load_volumes(
+        self.nv.load_volumes(
             [_volume(layer, display, not n) for n, layer in enumerate(panel.layers)]
         )
         self._on_opacity(None)
@@ -173,15 +188,15 @@ class NiivueViewer(Viewer):
         layers = _only_panel(self.state).layers
         if self.drawing or editor is None or editor.layer not in layers:
             return
-        volumes = list(self.widget.volumes)
+        volumes = list(self.nv.volumes)
         place = layers.index(editor.layer)
         volumes[place] = _volume(editor.layer, self.state.scene.display, place == 0)
-        self.widget.volumes = volumes
+        self.nv.volumes = volumes
         self._on_opacity(None)
 
     def _on_opacity(self, _change: Any) -> None:
         for layer, volume in zip(
-            _only_panel(self.state).layers[1:], self.widget.volumes[1:], strict=True
+            _only_panel(self.state).layers[1:], self.nv.volumes[1:], strict=True
         ):
             drawn = self.drawing and self.state.editor and layer is self.state.editor.layer
             volume.opacity = 0.0 if drawn else self.state.opacity
@@ -190,7 +205,7 @@ class NiivueViewer(Viewer):
         if not self._from_browser:
             shape = self.state.scene.display.shape
             middles = zip(self.state.cursor, shape, strict=True)
-            self.widget.scene.crosshair_pos = [(at + 0.5) / side for at, side in middles]
+            self.nv.scene.crosshair_pos = [(at + 0.5) / side for at, side in middles]
 
     def _on_location(self, location: Any) -> None:
         """Follow the crosshair; its events come by the dozen, also while drawing."""
@@ -211,7 +226,7 @@ class NiivueViewer(Viewer):
         """Do something when the browser has all volumes; before, a drawing has no size."""
         if act is not None:
             self._when_loaded.append(act)
-        if all(volume.id in self._loaded for volume in self.widget.volumes):
+        if all(volume.id in self._loaded for volume in self.nv.volumes):
             waiting, self._when_loaded = self._when_loaded, []
             for one in waiting:
                 one()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
 from pandas import unique
 
-from ..classes import ClassSpec, ClassTable
+from ..classes import ClassSpec, ClassTable, drawn_classes
 from ..errors import GeometryError, InputError, missing_extra
 from ..geometry import Reorientation
 from ..io import Source, name_of, read_volume
@@ -34,7 +34,7 @@ def view(
     volume: Source,
     overlay: Source | None = None,
     *,
-    classes: Sequence[ClassSpec] = (),
+    classes: Sequence[int] | Mapping[str, int] | Sequence[ClassSpec] = (),
     backend: str = "auto",
     roi: Region | None = None,
     edit: bool = False,
@@ -48,11 +48,12 @@ def view(
         third, ... voxel; what is under the cursor is read from the volume itself.
     overlay : on the volume's grid: whole numbers are classes, fractions in [0, 1] are heat.
         A NumPy array lies as the volume's own.
-    classes : names and colours of the overlay's numbers; by default each number is a class.
+    classes : names of the overlay's numbers, {"liver": 1}, or the numbers, or `ClassSpec`s with
+        colours; by default each number that is found is a class.
     backend : "auto" is NiiVue in a notebook that has it (the canvas for `edit`), else the
         canvas, else a picture; "itk" (itkwidgets) is on trial and needs the internet.
     roi : three slices of the volume's array; only that box is shown, every voxel of it.
-    edit : let the overlay (or an empty one of `classes`) be drawn on; `Viewer.mask` has it.
+    edit : let the overlay (or, without one, an empty mask) be drawn on; `Viewer.mask` has it.
     key : a view opened with the same key takes its place; by default the notebook's cell.
 
     Raises
@@ -61,17 +62,18 @@ def view(
     InputError : an unknown backend, one whose package is missing, or unusable values.
     """
     chosen = choose_backend(backend, edit=edit)
+    specs = drawn_classes(classes)
     scan = _one_volume(volume, "the volume")
     display = Display.of(grid_of(scan), roi)
     grey = grey_layer(display, scan)
     if edit:
-        mask = _empty(scan, classes) if overlay is None else _aligned(overlay, scan)
-        editor = MaskEditor(mask, classes or _classes_in(mask), display, image=scan)
+        mask = _empty(scan, specs) if overlay is None else _aligned(overlay, scan)
+        editor = MaskEditor(mask, specs or _classes_in(mask), display, image=scan)
         layers: tuple[Layer, ...] = (grey, editor.layer)
     else:
         editor = None
         over = None if overlay is None else _aligned(overlay, scan)
-        layers = (grey,) if over is None else (grey, _overlay_layer(display, over, classes))
+        layers = (grey,) if over is None else (grey, _overlay_layer(display, over, specs))
     scene = Scene(display, (Panel(name_of(scan), layers),))
     return open_viewer(SliceState(scene, editor=editor), chosen, key=key)
 

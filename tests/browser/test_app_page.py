@@ -1,18 +1,14 @@
 """The app in a real browser that reaches this machine only: from a folder to a saved answer."""
 
 import contextlib
-import re
 import subprocess
 import sys
-from urllib.parse import urlsplit
 
 import nibabel as nib
 import pytest
+from watched import LONG_S, Watched
 
 pytest.importorskip("voila", reason="needs voila")
-
-LONG_S = 120
-HERE = "127.0.0.1"
 
 
 @pytest.fixture
@@ -31,48 +27,6 @@ def address(cohort, tiny_weights):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(LONG_S)
             server.kill()
-
-
-class Watched:
-    """A page, and what went wrong on it."""
-
-    def __init__(self, browser) -> None:
-        self.page = browser.new_page(viewport={"width": 1000, "height": 1400})
-        self.page.set_default_timeout(1000 * LONG_S)
-        self.outside: list[str] = []
-        self.trouble: list[str] = []
-        self.page.route("**/*", self._only_here)
-        self.page.on("websocket", lambda socket: self._note(socket.url))
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        self.page.on("console", self._on_console)
-
-    def _note(self, url: str) -> bool:
-        parts = urlsplit(url)
-        here = parts.hostname == HERE or parts.scheme in ("data", "blob")
-        if not here:
-            self.outside.append(url)
-        return here
-
-    def _only_here(self, route) -> None:
-        if self._note(route.request.url):
-            route.continue_()
-        else:
-            route.abort()
-
-    def _on_console(self, message) -> None:
-        if message.type == "error":
-            self.trouble.append(f"{message.text} ({message.location.get('url', '')})")
-
-    def press(self, label: str) -> None:
-        self.page.get_by_role("button", name=label, exact=True).click()
-
-    def fill(self, label: str, text: str) -> None:
-        field = self.page.get_by_label(label, exact=True)
-        field.fill(text)
-        field.press("Tab")
-
-    def told(self, text: str) -> None:
-        self.page.locator(".mv-message", has_text=re.compile(text)).wait_for()
 
 
 def test_from_a_folder_to_a_saved_answer_without_the_outside(browser, address, cohort):
@@ -96,9 +50,7 @@ def test_from_a_folder_to_a_saved_answer_without_the_outside(browser, address, c
     assert (cohort.root / "results" / "scan.json").exists()
     watched.press("accept as a pair")
     watched.told("pair scan accepted")
-    assert watched.outside == []
-    assert watched.trouble == []
-    watched.page.close()
+    watched.close()
 
 
 def test_the_watch_sees_what_goes_out(browser):

@@ -1,0 +1,96 @@
+"""Take the pictures of docs/viewers.md: its own cells in JupyterLab, used as a reader would.
+
+python tests/browser/screenshots.py
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from conftest import open_chromium
+from lab import Lab, Notebook
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "viewers.md"
+
+
+def read_cells(page: Path = PAGE) -> list[str]:
+    """Return the page's Python blocks, as cells."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+class Pictures:
+    """The page's notebook, and where its pictures go."""
+
+    def __init__(self, notebook: Notebook, folder: Path) -> None:
+        self.notebook, self.folder = notebook, folder
+        self.cells = read_cells()
+
+    def cell(self, code: str):
+        """Return the output of the cell that holds this code."""
+        (number,) = [n for n, cell in enumerate(self.cells) if code in cell]
+        cell = self.notebook.page.locator(".jp-CodeCell").nth(number)
+        cell.scroll_into_view_if_needed()
+        return cell.locator(".jp-OutputArea-output").first
+
+    def take(self, code: str, name: str) -> None:
+        """Save the picture of a cell's output."""
+        self.notebook.page.mouse.move(0, 0)
+        self.notebook.page.wait_for_timeout(1000)
+        self.cell(code).screenshot(path=self.folder / f"viewers_{name}.png")
+
+
+def take_all(notebook: Notebook, folder: Path) -> None:
+    """Use every viewer of the page and take its picture."""
+    pictures, page = Pictures(notebook, folder), notebook.page
+    out = pictures.cell("mv.view(target.image, prediction.mask)")
+    out.locator("canvas").first.wait_for()
+    page.wait_for_timeout(5000)  # WebGL without a GPU
+    pictures.take("mv.view(target.image, prediction.mask)", "view")
+
+    out = pictures.cell("explore_steps")
+    out.get_by_role("button", name="windows").click()
+    out.locator(".mv-box").first.wait_for()
+    pictures.take("explore_steps", "steps")
+
+    out = pictures.cell("explore_attention")
+    plane = out.locator(".mv-plane").nth(2)
+    box = plane.bounding_box()
+    plane.click(position={"x": 0.35 * box["width"], "y": 0.55 * box["height"]})
+    page.wait_for_timeout(1000)
+    pictures.take("explore_attention", "attention")
+
+    out = pictures.cell("explore_context")
+    for label in ("run as A", "influence"):
+        out.get_by_role("button", name=label, exact=True).click()
+        out.get_by_text("done", exact=False).first.wait_for()
+        page.wait_for_timeout(500)
+    out.get_by_role("checkbox").nth(0).uncheck()
+    out.get_by_role("button", name="run as B", exact=True).click()
+    out.locator(".mv-view").first.wait_for()
+    pictures.take("explore_context", "context")
+
+    out = pictures.cell("edit=True)\nviewer")
+    out.get_by_role("button", name="Brush", exact=True).click()
+    box = out.locator(".mv-plane").nth(2).bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.35 * box["height"], steps=8)
+    page.mouse.up()
+    pictures.take("edit=True)\nviewer", "edit")
+
+
+def main() -> None:
+    """Write all pictures beside the page."""
+    with tempfile.TemporaryDirectory() as place, open_chromium() as browser:
+        lab = Lab(Path(place))
+        try:
+            notebook = lab.open(browser, "viewers.ipynb", read_cells(), width=1100, height=6000)
+            take_all(notebook, DOCS)
+            notebook.close()
+        finally:
+            lab.close()
+
+
+if __name__ == "__main__":
+    main()
