@@ -419,7 +419,7 @@ def measure_told(args: argparse.Namespace) -> None:
     target = in_memory(draw_image(shape, 0))
     told = session.estimate(target)
     started = time.perf_counter()
-    session.predict(target).mask
+    _ = session.predict(target).mask
     seconds, peak = time.perf_counter() - started, peak_mb()
     row = {
         "told_s": round(told.seconds, 2),

@@ -30,7 +30,7 @@ from .viewer import Viewer
 UNUSED_CODES = 4
 FAINT = 32  # alpha below which a code is not shown
 CROSSHAIR_COLOUR = (1.0, 1.0, 1.0, 0.6)
-CROSSHAIR_SHARE = 1 / 400  # of the longest side
+CROSSHAIR_SHARE = 1 / 1000  # of the longest side
 
 
 class _Freeing(anywidget.AnyWidget):

@@ -61,17 +61,19 @@ def take_all(notebook: Notebook, folder: Path) -> None:
     pictures.take("explore_attention", "attention")
 
     out = pictures.cell("explore_context")
-    for label in ("run as A", "influence"):
+    for label in ("run as A", "influence", "run as B"):
+        if label == "run as B":
+            out.get_by_role("checkbox").nth(0).uncheck()
         out.get_by_role("button", name=label, exact=True).click()
-        out.get_by_text("done", exact=False).first.wait_for()
-        page.wait_for_timeout(500)
-    out.get_by_role("checkbox").nth(0).uncheck()
-    out.get_by_role("button", name="run as B", exact=True).click()
+        cancel = out.get_by_role("button", name="cancel")
+        cancel.wait_for()
+        cancel.wait_for(state="hidden")
     out.locator(".mv-view").first.wait_for()
     pictures.take("explore_context", "context")
 
     out = pictures.cell("edit=True)\nviewer")
     out.get_by_role("button", name="Brush", exact=True).click()
+    out.get_by_label("Class to draw").select_option("white matter")
     box = out.locator(".mv-plane").nth(2).bounding_box()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
     page.mouse.down()
