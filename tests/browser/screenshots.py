@@ -1,4 +1,4 @@
-"""Take the pictures of docs/viewers.md: its own cells in JupyterLab, used as a reader would.
+"""Take the pictures of docs/viewers.md: its own cells in JupyterLab, and the app, in use.
 
 python tests/browser/screenshots.py
 """
@@ -7,8 +7,13 @@ import re
 import tempfile
 from pathlib import Path
 
+import nibabel as nib
+from app_server import serve_app
 from conftest import open_chromium
 from lab import Lab, Notebook
+from watched import Watched
+
+from medverse_nb import datasets
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "viewers.md"
@@ -82,10 +87,34 @@ def take_all(notebook: Notebook, folder: Path) -> None:
     pictures.take("edit=True)\nviewer", "edit")
 
 
+def take_app(browser, study: Path, picture: Path) -> None:
+    """Predict a phantom in the app and take the page's picture."""
+    scan, *context = datasets.phantom_cohort(5)
+    datasets.write_cohort(context, study)
+    nib.save(scan.image, study / "new_scan.nii.gz")
+    with serve_app(study, "--device=cpu") as address:
+        watched = Watched(browser, height=1800)
+        watched.page.goto(address)
+        watched.press("add folders")
+        watched.told("4 pairs added")
+        watched.fill("scan", "new_scan.nii.gz")
+        watched.press("predict")
+        watched.told("predicted")
+        watched.page.locator(".mv-plane").first.wait_for()
+        shorten = "(line, place) => (line.innerHTML = line.innerHTML.replace(place, ''))"
+        line = watched.page.locator(".widget-html-content", has_text="Folder:")
+        line.evaluate(shorten, f"{study.parent}/")
+        watched.page.wait_for_timeout(1000)
+        watched.page.screenshot(path=picture)
+        watched.close()
+
+
 def main() -> None:
     """Write all pictures beside the page."""
     with tempfile.TemporaryDirectory() as place, open_chromium() as browser:
-        lab = Lab(Path(place))
+        take_app(browser, Path(place) / "my_study", DOCS / "viewers_app.png")
+        (Path(place) / "lab").mkdir()
+        lab = Lab(Path(place) / "lab")
         try:
             notebook = lab.open(browser, "viewers.ipynb", read_cells(), width=1100, height=6000)
             take_all(notebook, DOCS)

@@ -1,12 +1,9 @@
 """The app in a real browser that reaches this machine only: from a folder to a saved answer."""
 
-import contextlib
-import subprocess
-import sys
-
 import nibabel as nib
 import pytest
-from watched import LONG_S, Watched
+from app_server import serve_app
+from watched import Watched
 
 pytest.importorskip("voila", reason="needs voila")
 
@@ -14,19 +11,8 @@ pytest.importorskip("voila", reason="needs voila")
 @pytest.fixture
 def address(cohort, tiny_weights):
     """Serve the cohort's folder with the random network; end the server afterwards."""
-    command = [
-        sys.executable, "-m", "medverse_nb", "app", str(cohort.root), "--no-browser",
-        f"--model={tiny_weights}", "--device=cpu",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            lines = iter(server.stdout.readline, "")
-            yield next(line.strip() for line in lines if line.startswith("http"))
-        finally:
-            server.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(LONG_S)
-            server.kill()
+    with serve_app(cohort.root, f"--model={tiny_weights}", "--device=cpu") as address:
+        yield address
 
 
 def test_from_a_folder_to_a_saved_answer_without_the_outside(browser, address, cohort):
