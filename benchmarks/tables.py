@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "scaling.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / page for page in ("models.md", "scaling.md", "viewers.md")),
+)
 BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 
 
@@ -34,8 +37,8 @@ def hippocampus(result: dict[str, Any]) -> str:
     """Return the table of real hippocampus, and how it was measured."""
     return (
         f"{dice_table(result)}\n\nWhole hippocampus, native grid, {result['cases']} real cases "
-        f"and {result['draws']} draws of the context; the model has never been trained on a "
-        f"hippocampus or on a real scan. {measured(result)}"
+        f"and {result['draws']} draw{'s' * (result['draws'] > 1)} of the context; the model has "
+        f"never been trained on a hippocampus or on a real scan. {measured(result)}"
     )
 
 
@@ -116,6 +119,17 @@ def speed(result: dict[str, Any]) -> str:
     lines = ["| what | figure |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in result.items() if key != "measured"]
     return "\n".join(lines) + f"\n\n{measured(result)}"
+
+
+def viewers(result: dict[str, Any]) -> str:
+    """Return what looking inside costs."""
+    slices, run = result["slices"], result["recording"]
+    return (
+        f"A step of the cursor through 256³ voxels with labels takes Python {slices['median_ms']:g} "
+        f"ms (at most {slices['most_ms']:g}). A virtual brain in {run['windows']} windows and two "
+        f"classes took {run['seconds']:g} s, with `record=True` {run['recorded_seconds']:g} s, and "
+        f"kept {run['attention_mb']:g} MB of attention. {measured(result)}"
+    )
 
 
 def engine_overhead(result: dict[str, Any]) -> str:
@@ -253,6 +267,7 @@ TABLES = {
     "image_tasks": image_tasks,
     "speed": speed,
     "ablations": ablations,
+    "viewers": viewers,
     "engine_overhead": engine_overhead,
     "engine_workers": engine_workers,
     "engine_memory": engine_memory,
