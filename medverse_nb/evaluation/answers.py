@@ -85,10 +85,9 @@ def predictor(
 
     def predict(pairs: Sequence[ContextPair]) -> NDArray[Any]:
         inputs = PairInputs(scan, canonical.grid, pairs, align, wanted)
-        answers = run(network, inputs, settings or Settings(), on_progress=on_progress)[
-            -1
-        ].predictions
-        return np.stack([canonical.reorientation.undo(read(clipped(view))) for view in answers])
+        last = run(network, inputs, settings or Settings(), on_progress=on_progress)[-1]
+        views = map(clipped, last.predictions)
+        return np.stack([canonical.reorientation.undo(read(view)) for view in views])
 
     return predict
 

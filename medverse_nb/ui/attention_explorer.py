@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from .attention import DIRECTIONS, NOTE, AttentionState
 from .scene import AXES, PLANES, in_plane
 from .static import DPI, WIDTH_INCHES, draw_box, draw_legend, draw_plane, to_png
-from .view import choose_explorer, take_the_place
-from .viewer import Shown
+from .view import open_explorer
+from .viewer import Explorer
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
@@ -28,20 +28,15 @@ def explore_attention(prediction: Prediction, backend: str = "auto") -> Attentio
     ------
     InputError : the run recorded no attention, or another backend.
     """
-    chosen = choose_explorer(backend)
-    state = AttentionState(prediction)
-    widget = make_widget(state) if chosen == "canvas" else None
-    explorer = AttentionExplorer(state, widget, chosen)
-    take_the_place(explorer, None)
-    return explorer
+    return open_explorer(
+        AttentionExplorer, lambda: AttentionState(prediction), make_widget, backend
+    )
 
 
-class AttentionExplorer(Shown):
+class AttentionExplorer(Explorer):
     """Shows where blocks of a recorded run looked; `state` is what it shows."""
 
-    def __init__(self, state: AttentionState, widget: Any, backend: str) -> None:
-        super().__init__(widget, backend)
-        self.state = state
+    state: AttentionState
 
     def picture(self) -> bytes:
         """Return a PNG: the target, the block that asks and where it looks, a row a plane."""

@@ -21,8 +21,8 @@ from ..io import Source
 from .gallery import Card
 from .job_bar import make_job_bar
 from .static import DPI, WIDTH_INCHES, to_png
-from .view import choose_explorer, take_the_place
-from .viewer import Shown
+from .view import open_explorer
+from .viewer import Explorer
 from .workbench import Measured, WorkbenchState
 
 if TYPE_CHECKING:
@@ -42,19 +42,15 @@ def explore_context(
     ------
     ContextError, InputError : as `WorkbenchState`; another backend.
     """
-    chosen = choose_explorer(backend)
-    state = WorkbenchState(session, target, truth)
-    explorer = ContextExplorer(state, make_widget(state) if chosen == "canvas" else None, chosen)
-    take_the_place(explorer, None)
-    return explorer
+    return open_explorer(
+        ContextExplorer, lambda: WorkbenchState(session, target, truth), make_widget, backend
+    )
 
 
-class ContextExplorer(Shown):
+class ContextExplorer(Explorer):
     """Looks into a session's context; `state` is what it shows and what it can do."""
 
-    def __init__(self, state: WorkbenchState, widget: Any, backend: str) -> None:
-        super().__init__(widget, backend)
-        self.state = state
+    state: WorkbenchState
 
     def close(self) -> None:
         """End the widget and the work that is under way; may be called twice."""

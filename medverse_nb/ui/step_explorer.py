@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from .static import DPI, WIDTH_INCHES, draw_plane, to_png
 from .steps import StepsState
-from .view import choose_explorer, take_the_place
-from .viewer import Shown
+from .view import open_explorer
+from .viewer import Explorer
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
@@ -26,19 +26,13 @@ def explore_steps(prediction: Prediction, backend: str = "auto") -> StepExplorer
     ------
     InputError : the run was not recorded, or another backend.
     """
-    chosen = choose_explorer(backend)
-    state = StepsState(prediction)
-    explorer = StepExplorer(state, make_widget(state) if chosen == "canvas" else None, chosen)
-    take_the_place(explorer, None)
-    return explorer
+    return open_explorer(StepExplorer, lambda: StepsState(prediction), make_widget, backend)
 
 
-class StepExplorer(Shown):
+class StepExplorer(Explorer):
     """Looks into the scales of a recorded run; `state` is what it shows."""
 
-    def __init__(self, state: StepsState, widget: Any, backend: str) -> None:
-        super().__init__(widget, backend)
-        self.state = state
+    state: StepsState
 
     def picture(self) -> bytes:
         """Return a PNG: a row for each scale, the plane through the cursor."""

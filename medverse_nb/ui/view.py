@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import xarray as xr
@@ -21,8 +21,9 @@ from .front_end import in_notebook, installed, running_cell
 from .layers import MOST_CLASSES, grey_layer, heat_layer, label_layer
 from .scene import Layer, Panel, Scene
 from .slices import SliceState
-from .viewer import Shown, Viewer
+from .viewer import Explorer, Shown, Viewer
 
+E = TypeVar("E", bound=Explorer)
 Backend = Literal["auto", "niivue", "canvas", "static", "itk"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PACKAGES = {"niivue": "ipyniivue", "canvas": "anywidget", "itk": "itkwidgets"}
@@ -112,6 +113,27 @@ def choose_explorer(backend: str) -> Backend:
     if backend not in ("auto", "canvas", "static"):
         raise InputError(f'backend={backend!r} is not "auto", "canvas" or "static"')
     return choose_backend(backend, panels=2)
+
+
+def open_explorer(
+    explorer: type[E],
+    make_state: Callable[[], Any],
+    make_widget: Callable[[Any], Any],
+    backend: str,
+) -> E:
+    """Open an explorer; one that the same cell opened before closes.
+
+    Parameters
+    ----------
+    make_state : called once the backend is known to be usable.
+    make_widget : called with the state, for the canvas alone.
+    backend : as for `choose_explorer`, whose errors are raised.
+    """
+    chosen = choose_explorer(backend)
+    state = make_state()
+    shown = explorer(state, make_widget(state) if chosen == "canvas" else None, chosen)
+    take_the_place(shown, None)
+    return shown
 
 
 def open_viewer(state: SliceState, backend: str = "auto", *, key: str | None = None) -> Viewer:

@@ -48,6 +48,19 @@ class Shown(ABC):
         return {**data, "image/png": picture, "text/plain": repr(self)}, metadata
 
 
+class Explorer(Shown):
+    """Shows a state of its own kind, with controls; a subclass says how it is drawn.
+
+    Parameters
+    ----------
+    state : what is shown; changing it changes the explorer.
+    """
+
+    def __init__(self, state: Any, widget: Any, backend: str) -> None:
+        super().__init__(widget, backend)
+        self.state = state
+
+
 class Viewer(Shown):
     """A view of a state: what `view` returns.
 

@@ -139,9 +139,13 @@ class WorkbenchState(ClassChoice):
     @traitlets.validate("shown")
     def _a_pair(self, proposal: Any) -> str:
         name: str = proposal["value"]
-        if name and name not in self.names:
-            raise ContextError(f"no pair called {name!r}; there are {list(self.names)}")
+        if name:
+            self._check_known(name)
         return name
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.names:
+            raise ContextError(f"no pair called {name!r}; there are {list(self.names)}")
 
     def tick(self, name: str, use: bool = True) -> None:
         """Use a pair, or not.
@@ -150,8 +154,7 @@ class WorkbenchState(ClassChoice):
         ------
         ContextError : no pair of that name.
         """
-        if name not in self.names:
-            raise ContextError(f"no pair called {name!r}; there are {list(self.names)}")
+        self._check_known(name)
         self.used = (*self.used, name) if use else tuple(n for n in self.used if n != name)
 
     def keep(self) -> None:
