@@ -7,7 +7,9 @@ score is where a mask is empty is stated with it; MONAI's own NaN never comes ou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,9 +68,10 @@ def surface_dice(
         raise InputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
     if not (a.any() and b.any()):
         return float(a.any() == b.any())
-    score = compute_surface_dice(
-        _batch(a), _batch(b), [float(tolerance_mm)], include_background=True, spacing=spacing
-    )
+    with _without_monais_own_news():
+        score = compute_surface_dice(
+            _batch(a), _batch(b), [float(tolerance_mm)], include_background=True, spacing=spacing
+        )
     return float(score.item())
 
 
@@ -92,9 +95,10 @@ def hd95(prediction: Any, truth: Any, *, spacing_mm: Sequence[float] = NO_SPACIN
     a, b, spacing = _masks(prediction, truth, spacing_mm)
     if not (a.any() and b.any()):
         return 0.0 if a.any() == b.any() else math.inf
-    distance = compute_hausdorff_distance(
-        _batch(a), _batch(b), include_background=True, percentile=95, spacing=spacing
-    )
+    with _without_monais_own_news():
+        distance = compute_hausdorff_distance(
+            _batch(a), _batch(b), include_background=True, percentile=95, spacing=spacing
+        )
     return float(distance.item())
 
 
@@ -149,6 +153,14 @@ def ssim(
     # Scaling both by the range changes nothing in exact numbers and keeps float32 precise.
     likeness: Any = SSIMMetric(spatial_dims=3, win_size=window)(_batch(a / peak), _batch(b / peak))
     return float(likeness.item())
+
+
+@contextmanager
+def _without_monais_own_news() -> Iterator[None]:
+    """Keep from the user that MONAI 1.5 passes itself an argument that it has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        yield
 
 
 def _pair(prediction: Any, truth: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

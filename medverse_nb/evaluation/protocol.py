@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,14 +36,9 @@ class Draws:
     orders: tuple[tuple[str, ...], ...]
     sizes: tuple[int, ...]
 
-    def __iter__(self) -> Iterator[Context]:
-        """Go through the contexts, draw after draw, small ones first."""
-        for draw, order in enumerate(self.orders):
-            for size in self.sizes:
-                yield Context(size, draw, order[:size])
-
-    def __len__(self) -> int:
-        return len(self.orders) * len(self.sizes)
+    def context(self, draw: int, size: int) -> Context:
+        """Return the first pairs of a draw's order."""
+        return Context(size, draw, self.orders[draw][:size])
 
 
 def split_cohort(names: Sequence[str], test: float = 0.2, *, seed: int = 0) -> Split:

@@ -80,7 +80,9 @@ class ResultFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"{self.rows_path}: could not be written ({error.strerror})") from error
+            raise OutputError(
+                f"{self.rows_path}: could not be written ({error.strerror})"
+            ) from error
         self._groups[_key(dict(zip(COLUMNS, lines[0], strict=True)))] = lines
 
     def table(self, order: Sequence[Key]) -> pd.DataFrame:
@@ -114,17 +116,18 @@ class ResultFolder:
         if not self.rows_path.is_file():
             return {}
         try:
-            text = self.rows_path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]  # a line counts once its end was written
-            header, *lines = list(csv.reader(io.StringIO(whole))) or [[]]
+            there = self.rows_path.read_bytes()
+            whole = there[: there.rfind(b"\n") + 1]  # a line counts once its end was written
+            text = io.StringIO(whole.decode(), newline="")
+            header, *lines = list(csv.reader(text)) or [[*COLUMNS]]
+            if header != [*COLUMNS]:
+                raise ValueError("it has other columns")  # noqa: TRY301, told below as the others
             found = [_key(dict(zip(COLUMNS, line, strict=True))) for line in lines]
         except (OSError, ValueError, csv.Error) as error:
             raise InputError(
                 f"{self.rows_path}: damaged ({first_line(error)}); delete the folder, or give "
                 "another one"
             ) from error
-        if text and whole and header != [*COLUMNS]:
-            raise InputError(f"{self.rows_path}: has other columns; give another folder")
         groups: dict[Key, list[list[str]]] = {}
         for key, line in zip(found, lines, strict=True):
             groups.setdefault(key, []).append(line)
@@ -134,7 +137,7 @@ class ResultFolder:
             if [line[COLUMNS.index("class")] for line in group] == self.classes
         }
         kept = _as_csv([[*COLUMNS], *(line for group in groups.values() for line in group)])
-        if kept != text:
+        if kept.encode() != there:
             write_atomically(self.rows_path, lambda part: part.write_bytes(kept.encode()))
         return groups
 
@@ -144,10 +147,10 @@ def _key(row: Mapping[str, str]) -> Key:
 
 
 def _text(value: Any) -> str:
-    """Return a cell: shortest exact form of a number, a message on one line."""
+    """Return a cell; a number in its shortest exact form."""
     if value is None:
         return ""
-    return repr(float(value)) if isinstance(value, float) else " ".join(str(value).split())
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def _as_csv(lines: Sequence[Sequence[str]]) -> str:
