@@ -24,6 +24,8 @@ from rich.text import Text
 from .errors import InputError, MedverseError, NotBuiltYet, missing_extra
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .classes import Classes
     from .cohort import Plan
     from .evaluation.doctor import Report
@@ -70,6 +72,16 @@ def parse_classes(text: str | None) -> Classes:
         return [int(part) for part in parts]
     except ValueError as error:
         raise InputError(f'--classes {text!r}: write "1,2" or "name=1+2"') from error
+
+
+def parse_sizes(text: str | None) -> list[int] | None:
+    """Turn `1,2,4` into [1, 2, 4]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f'--sizes {text!r}: write "1,2,4"') from error
 
 
 @app.callback()
@@ -300,9 +312,55 @@ def train(
 
 
 @app.command()
-def evaluate() -> None:
-    """Evaluate a model (comes with the evidence issue)."""
-    raise NotBuiltYet("evaluate comes with the evidence issue; see benchmarks/")
+def evaluate(
+    images: Annotated[Path, typer.Argument(help="Folder of images (nnU-Net imagesTr).")],
+    labels: Annotated[Path, typer.Argument(help="Folder of their labels (labelsTr).")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; the same one resumes.")],
+    sizes: Annotated[
+        str | None, typer.Option(help='Pairs in a context, "1,2,4"; default 1 to 16, doubling.')
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Random contexts of each size.")] = 10,
+    test: Annotated[
+        float, typer.Option(help="Cases to predict: a number, or below 1 a share.")
+    ] = 0.2,
+    classes: ClassesText = None,
+    tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 1.0,
+    model: Model = "medverse-tiny",
+    device: Device = "auto",
+    align: AlignText = "box",
+    seed: Annotated[int, typer.Option(help="Chooses the test cases and the contexts.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Score a model on a labelled cohort: several context sizes, several draws of each."""
+    from .evaluation.evaluate import Cohort
+    from .evaluation.evaluate import evaluate as evaluate_cohort
+    from .inference.recipe import Settings
+    from .session import ICLSession
+
+    wanted, numbers = parse_classes(classes), parse_sizes(sizes)
+    cohort = Cohort.from_folder(images, labels)
+    session = ICLSession(model, device=device, align=align)
+    with _progress(len(cohort.cases)) as advance:
+        found = evaluate_cohort(
+            session.network, cohort, out, weights_sha256=session.weights_hash, classes=wanted,
+            test=test, sizes=numbers, draws=draws, seed=seed, tolerance_mm=tolerance, align=align,
+            settings=Settings(precision=session.precision), on_progress=advance,
+        )  # fmt: skip
+    errors = found.rows[found.rows["error"] != ""]
+    for name, error in found.left_out.items():
+        log_console.print(f"left out of the context: {name}: {error}", style="red", soft_wrap=True)
+    for (case, error), rows in errors.groupby(["case", "error"]):
+        told = f"error: {case}: {error} ({len(rows)} rows)"
+        log_console.print(told, style="red", soft_wrap=True)
+    if len(errors) == len(found.rows):
+        raise typer.Exit(2)
+    if as_json:
+        summary = json.loads(found.summary.to_json(orient="records"))  # NaN becomes null
+        _print_json({"out": str(out), "left_out": found.left_out, "summary": summary})
+    else:
+        _print_evaluation(found.summary, out)
+    if len(errors) or found.left_out:
+        raise typer.Exit(1)
 
 
 @app.command(name="app")
@@ -398,7 +456,7 @@ def _progress(count: int) -> Iterator[Callable[[str, int, int], None]]:
     )
     with Progress(*columns, console=log_console, transient=True) as bar:
         shown = bar.add_task("", total=count)
-        yield lambda name, done, _: bar.update(shown, description=name, completed=done)
+        yield lambda name, done, of: bar.update(shown, description=name, completed=done, total=of)
 
 
 def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]], out: Path) -> None:
@@ -417,6 +475,21 @@ def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]],
         told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in mean.items())
         out_console.print(f"mean of {name}: {told}")
     out_console.print(f"written to {out}/")
+
+
+def _print_evaluation(summary: pd.DataFrame, out: Path) -> None:
+    table = Table("class", "pairs", "Dice", "surface Dice", "HD95 mm", "mean label")
+    for row in summary.to_dict("records"):
+        spread = f"{row['dice']:.3f} ± {row['dice_std']:.3f}".removesuffix(" ± nan")
+        others = [f"{row[key]:.3f}" for key in ("surface_dice", "hd95_mm", "mean_label_dice")]
+        table.add_row(str(row["class"]), str(row["size"]), spread, *others)
+    out_console.print(table)
+    counts = summary[["noted", "hd95_infinite", "errors"]].sum()
+    out_console.print(
+        f"{counts['noted']} rows with a note, {counts['hd95_infinite']} without a finite HD95, "
+        f"{counts['errors']} errors that no mean contains", soft_wrap=True,
+    )  # fmt: skip
+    out_console.print(f"written to {out}/: rows.csv, summary.csv, curve.png", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

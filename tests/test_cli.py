@@ -264,13 +264,6 @@ def test_models_lists_what_ships(cli):
     assert "medverse-tiny" in table.out
 
 
-def test_what_is_owed_says_so(cli):
-    outcome = cli("evaluate")
-    assert outcome.code == 3
-    assert "issue" in outcome.err
-    assert len(outcome.err.strip().splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

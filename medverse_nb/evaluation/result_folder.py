@@ -1,0 +1,169 @@
+"""A folder that keeps an evaluation's rows as they come, so that it can be resumed.
+
+`asked.json` has the question, `rows.csv` the answers. Rows come in groups, all classes of one
+case and context; a group that is not whole, as `kill -9` leaves one, is not counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ..errors import InputError, OutputError, first_line
+from ..files import check_writable, is_partial, write_atomically
+
+ASKED, ROWS = "asked.json", "rows.csv"
+METRICS = ("dice", "surface_dice", "hd95_mm", "mean_label_dice")
+NUMBERS = ("size", "draw", *METRICS, "seconds", "seed")
+COLUMNS = (
+    "case", "class", "size", "draw", *METRICS, "seconds", "note", "error", "context",
+    "weights_sha256", "seed", "versions",
+)  # fmt: skip
+
+Row = Mapping[str, Any]
+
+
+class Key(NamedTuple):
+    """What a group of rows is about; within it the classes differ."""
+
+    case: str
+    draw: int
+    size: int
+
+
+class ResultFolder:
+    """The rows of one question; `done` are the groups that need not be computed again.
+
+    Parameters
+    ----------
+    asked : what tells this evaluation from any other, as plain JSON values.
+    classes : names, in the order of a group's rows.
+
+    Raises
+    ------
+    InputError : the folder holds something else, another question, or rows that cannot be read.
+    OutputError : it cannot be written.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any], classes: Sequence[str]) -> None:
+        self.path = path
+        self.rows_path = check_writable(path / ROWS)
+        self.classes = list(classes)
+        self._ask(json.loads(json.dumps(asked)))
+        self._groups = self._read_whole_groups()
+
+    @property
+    def done(self) -> set[Key]:
+        """Groups that are there."""
+        return set(self._groups)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add the rows of one case and context, one a class; they are on disk afterwards.
+
+        Raises
+        ------
+        OutputError : no space left, or no permission.
+        """
+        lines = [[_text(row.get(column)) for column in COLUMNS] for row in rows]
+        new = not self.rows_path.exists()
+        text = _as_csv([[*COLUMNS], *lines] if new else lines)
+        try:
+            with open(self.rows_path, "a", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"{self.rows_path}: could not be written ({error.strerror})"
+            ) from error
+        self._groups[_key(dict(zip(COLUMNS, lines[0], strict=True)))] = lines
+
+    def table(self, order: Sequence[Key]) -> pd.DataFrame:
+        """Return the rows of these groups, in this order, with numbers as numbers."""
+        lines = [line for key in order for line in self._groups.get(key, ())]
+        table = pd.DataFrame(lines, columns=[*COLUMNS])
+        for column in NUMBERS:
+            table[column] = pd.to_numeric(table[column])
+        return table
+
+    def _ask(self, asked: dict[str, Any]) -> None:
+        """Keep the question, or make sure that it is the one that was kept."""
+        place = self.path / ASKED
+        if place.is_file():
+            before = _read_question(place)
+            if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
+                raise InputError(
+                    f"{self.path} holds another evaluation: {', '.join(changed)} changed since; "
+                    "ask as before, give another folder, or delete this one"
+                )
+        elif self.path.is_dir() and any(not is_partial(inside) for inside in self.path.iterdir()):
+            raise InputError(
+                f"{self.path} is no folder of an evaluation and not empty; give another one"
+            )
+        else:
+            text = json.dumps(asked, indent=2)
+            write_atomically(place, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def _read_whole_groups(self) -> dict[Key, list[list[str]]]:
+        """Read the rows; what a killed run left half-written is taken out of the file."""
+        if not self.rows_path.is_file():
+            return {}
+        try:
+            there = self.rows_path.read_bytes()
+            whole = there[: there.rfind(b"\n") + 1]  # a line counts once its end was written
+            text = io.StringIO(whole.decode(), newline="")
+            header, *lines = list(csv.reader(text)) or [[*COLUMNS]]
+            if header != [*COLUMNS]:
+                raise ValueError("it has other columns")  # noqa: TRY301, told below as the others
+            found = [_key(dict(zip(COLUMNS, line, strict=True))) for line in lines]
+        except (OSError, ValueError, csv.Error) as error:
+            raise InputError(
+                f"{self.rows_path}: damaged ({first_line(error)}); delete the folder, or give "
+                "another one"
+            ) from error
+        groups: dict[Key, list[list[str]]] = {}
+        for key, line in zip(found, lines, strict=True):
+            groups.setdefault(key, []).append(line)
+        groups = {
+            key: group
+            for key, group in groups.items()
+            if [line[COLUMNS.index("class")] for line in group] == self.classes
+        }
+        kept = _as_csv([[*COLUMNS], *(line for group in groups.values() for line in group)])
+        if kept.encode() != there:
+            write_atomically(self.rows_path, lambda part: part.write_bytes(kept.encode()))
+        return groups
+
+
+def _key(row: Mapping[str, str]) -> Key:
+    return Key(row["case"], int(row["draw"]), int(row["size"]))
+
+
+def _text(value: Any) -> str:
+    """Return a cell; a number in its shortest exact form."""
+    if value is None:
+        return ""
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def _as_csv(lines: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _read_question(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged, what was asked cannot be read ({first_line(error)}); delete this "
+            "folder, or give another one"
+        ) from error

@@ -1,0 +1,435 @@
+"""The evaluation of a cohort: split, draws, rows, what is bad among them, and resuming."""
+
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from medverse_nb.errors import Cancelled, ContextError, InputError
+from medverse_nb.evaluation import evaluate as evaluate_module
+from medverse_nb.evaluation.evaluate import Cohort, evaluate
+from medverse_nb.evaluation.metrics import dice, hd95, surface_dice
+from medverse_nb.evaluation.protocol import draw_orders, split_cohort
+from medverse_nb.evaluation.result_folder import COLUMNS, METRICS
+from medverse_nb.evaluation.summary import summarise
+from medverse_nb.model.registry import load_model
+
+NAMES = [f"case-{number}" for number in range(10)]
+SHAPE, SPACING = (9, 10, 8), (2.0, 1.5, 3.0)
+
+
+# --- the protocol --------------------------------------------------------------------------------
+
+
+def test_a_split_is_seeded_and_apart():
+    split = split_cohort(NAMES, 3, seed=1)
+    assert split == split_cohort(NAMES[::-1], 3, seed=1)
+    assert split != split_cohort(NAMES, 3, seed=2)
+    assert sorted(split.meta_context + split.test) == NAMES
+    assert len(split.test) == 3
+    assert len(split_cohort(NAMES, 0.4).test) == 4
+    assert len(split_cohort(NAMES, 0.001).test) == 1
+
+
+@pytest.mark.parametrize("test", [0, -1, 2.5, float("nan")])
+def test_a_split_that_is_no_number(test):
+    with pytest.raises(InputError, match="test="):
+        split_cohort(NAMES, test)
+
+
+def test_a_split_must_leave_a_context():
+    with pytest.raises(ContextError, match="none as context"):
+        split_cohort(NAMES, 10)
+    with pytest.raises(ContextError, match="twice"):
+        split_cohort(["a", "a", "b"], 1)
+
+
+def test_sizes_are_nested_and_draws_are_kept():
+    draws = draw_orders(NAMES, draws=4, seed=3)
+    assert draws.sizes == (1, 2, 4, 8)
+    assert len(set(draws.orders)) == 4
+    for draw in range(4):
+        for size in draws.sizes:
+            names = draws.context(draw, size).names
+            assert len(set(names)) == size
+            assert names == draws.context(draw, 8).names[:size]
+    assert draw_orders(NAMES[::-1], draws=2, seed=3).orders == draws.orders[:2]
+    assert draw_orders(NAMES, draws=4, seed=4).orders != draws.orders
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"sizes": [11]}, ContextError),
+        ({"sizes": [0]}, ContextError),
+        ({"sizes": []}, InputError),
+        ({"draws": 0}, InputError),
+    ],
+)
+def test_draws_that_cannot_be(options, error):
+    with pytest.raises(error):
+        draw_orders(NAMES, **options)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def drawn(start, values=(1, 2)):
+    """Return image and label: a block of the first value, whose end has the second."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[start : start + 4, 3:7, 2:6] = values[0]
+    label[start : start + 2, 3:7, 2:6] = values[1]
+    noise = np.random.default_rng(start).normal(0, 5, SHAPE)
+    return (100 * (label > 0) + noise).astype(np.float32), label
+
+
+def image_of(array):
+    return nib.Nifti1Image(array, np.diag([*SPACING, 1]))
+
+
+def cohort_of(**changes):
+    """Return five cases in memory; a changed one is (image, label)."""
+    cases = {f"c{start}": drawn(start) for start in range(1, 6)} | changes
+    return Cohort({name: (image_of(a), image_of(b)) for name, (a, b) in cases.items()})
+
+
+@pytest.fixture
+def ask(tmp_path, tiny_weights, one_thread):
+    """Evaluate with the random network; c1 and c3 are the test cases."""
+    network = load_model(tiny_weights, "cpu")
+
+    def run(cohort=None, **options):
+        asked = {"test": 2, "sizes": [1, 3], "draws": 2, "seed": SEED, "out": tmp_path / "out"}
+        out = (asked | options).pop("out")
+        asked = {key: value for key, value in (asked | options).items() if key != "out"}
+        return evaluate(network, cohort or cohort_of(), out, weights_sha256="f00", **asked)
+
+    return run
+
+
+SEED = next(
+    s
+    for s in range(99)
+    if split_cohort(["c1", "c2", "c3", "c4", "c5"], 2, seed=s).test == ("c1", "c3")
+)
+
+
+def answer_with(monkeypatch, answer):
+    """Let `answer(wanted)` stand for the network: (K, X, Y, Z) probabilities."""
+
+    def predictor(_network, _target, wanted, **_options):
+        return lambda _pairs: answer(wanted)
+
+    monkeypatch.setattr(evaluate_module, "predictor", predictor)
+
+
+def test_a_row_for_every_case_class_size_and_draw(ask, tmp_path):
+    found = ask()
+    keys = found.rows[["case", "class", "size", "draw"]]
+    assert len(keys.drop_duplicates()) == len(keys) == 2 * 2 * 2 * 2
+    assert set(found.rows["case"]) == {"c1", "c3"}
+    assert list(found.rows.columns) == [*COLUMNS]
+    assert set(found.rows["weights_sha256"]) == {"f00"}
+    assert (found.rows["error"] == "").all()
+    assert found.rows["seconds"].min() > 0
+    assert found.rows["versions"].str.contains("torch ").all()
+    for row in found.rows.itertuples():
+        names = row.context.split(";")
+        assert len(names) == row.size
+        assert not {"c1", "c3"} & set(names)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "asked.json", "curve.png", "rows.csv", "summary.csv",
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_are_those_of_the_answer_on_the_scans_own_grid(ask, monkeypatch):
+    answer = np.zeros((2, *SHAPE), np.float32)
+    answer[0, 2:6, 3:7, 2:6] = 0.9
+    answer[1, 2:4, 3:7, 2:6] = 0.95
+    answer_with(monkeypatch, lambda _wanted: answer)
+    rows = ask().rows
+    masks = {"class 1": (answer[0] > 0) & (answer[1] == 0), "class 2": answer[1] > 0}
+    for row in rows.itertuples():
+        _, label = drawn(int(row.case[1]))
+        truth, mask = label == int(row[2][-1]), masks[row[2]]
+        assert row.dice == pytest.approx(dice(mask, truth))
+        assert row.hd95_mm == pytest.approx(hd95(mask, truth, spacing_mm=SPACING))
+        assert row.surface_dice == pytest.approx(
+            surface_dice(mask, truth, tolerance_mm=1, spacing_mm=SPACING)
+        )
+    assert rows["hd95_mm"].min() == pytest.approx(2)  # c1 and c3 lie one voxel off
+
+
+def test_the_mean_label_stands_beside(ask):
+    rows = ask(sizes=[1], draws=1).rows
+    for row in rows.itertuples():
+        pair, truth = (
+            drawn(int(name[1]))[1] == int(row[2][-1]) for name in (row.context, row.case)
+        )
+        assert row.mean_label_dice == pytest.approx(dice(pair, truth))
+
+
+def test_the_same_mean_label_and_dice_as_a_session(ask, tiny_weights):
+    from medverse_nb import ICLSession
+
+    row = ask(sizes=[3], draws=1).rows.iloc[0]
+    session = ICLSession(tiny_weights, device="cpu", precision="float32")
+    cases = cohort_of().cases
+    for name in row["context"].split(";"):
+        session.add_context(*cases[name], name=name)
+    score = session.predict(cases[row["case"]][0], truth=cases[row["case"]][1]).score
+    assert score.loc["class 1", "dice"] == pytest.approx(row["dice"])
+    assert score.loc["class 1", "mean_label_dice"] == pytest.approx(row["mean_label_dice"])
+
+
+# --- what is bad ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
+def test_a_scan_with_nan_is_noted_and_counted(ask):
+    image, label = drawn(3)
+    image[0, 0, 0] = np.nan
+    found = ask(cohort_of(c3=(image, label)))
+    noted = found.rows[found.rows["note"].str.contains("target: replaced 1 non-finite")]
+    assert set(noted["case"]) == {"c3"}
+    assert len(noted) == 8
+    assert found.summary["noted"].min() >= 2
+
+
+@pytest.mark.parametrize("bad", ["shape", "nan"])
+@pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
+def test_a_truth_that_cannot_be_used_is_an_error_and_the_rest_goes_on(ask, tmp_path, bad):
+    image, label = drawn(3)
+    other = label[:-1] if bad == "shape" else np.where(label == 0, np.nan, label)
+    found = ask(cohort_of(c3=(image, other)))
+    wrong = found.rows[found.rows["case"] == "c3"]
+    assert wrong["error"].str.contains("shape" if bad == "shape" else "non-finite").all()
+    assert wrong[[*METRICS]].isna().all(axis=None)
+    assert (found.summary["errors"] == 2).all()
+    assert (found.summary["cases"] == 1).all()
+    good = ask(cohort_of(), out=tmp_path / "good").rows
+    alone = good[(good["case"] == "c1") & (good["class"] == "class 1") & (good["size"] == 1)]
+    assert found.summary.iloc[0]["mean_label_dice"] == pytest.approx(
+        alone["mean_label_dice"].mean()
+    )
+
+
+def test_a_pair_that_cannot_be_used_is_left_out_of_the_context(ask):
+    image, label = drawn(2)
+    found = ask(cohort_of(c2=(image, label[:-1])), sizes=[1, 2])
+    assert list(found.left_out) == ["c2"]
+    assert "shape" in found.left_out["c2"]
+    assert not found.rows["context"].str.contains("c2").any()
+    with pytest.raises(ContextError, match=r"\[3\]"):
+        ask(cohort_of(c2=(image, label[:-1])), sizes=[3])
+
+
+def test_a_class_that_pairs_lack(ask):
+    without = {f"c{start}": drawn(start, (1, 1)) for start in (2, 4)}
+    found = ask(cohort_of(**without))
+    second = found.rows[found.rows["class"] == "class 2"]
+    three = second[second["size"] == 3]
+    assert three["note"].str.startswith("2 of 3 pairs without this class").all()
+    for row in second[second["size"] == 1].itertuples():
+        assert (row.error == "none of the 1 pairs has this class") == (row.context != "c5")
+        assert math.isnan(row.dice) == (row.context != "c5")
+    assert (found.rows[found.rows["class"] == "class 1"]["error"] == "").all()
+
+
+def test_empty_truth_and_prediction_are_noted(ask, monkeypatch):
+    answer_with(monkeypatch, lambda wanted: np.zeros((len(wanted), *SHAPE), np.float32))
+    found = ask(cohort_of(c3=drawn(3, (1, 1))))
+    table = found.rows.set_index(["case", "class"])
+    nothing, missed = table.loc[("c3", "class 2")], table.loc[("c3", "class 1")]
+    assert set(nothing["note"]) == {"no foreground in truth and prediction"}
+    assert set(missed["note"]) == {"no foreground in prediction"}
+    assert (set(nothing["dice"]), set(nothing["hd95_mm"])) == ({1}, {0})
+    assert (set(missed["dice"]), set(missed["hd95_mm"])) == ({0}, {math.inf})
+    first = found.summary[found.summary["class"] == "class 1"]
+    assert (first["hd95_infinite"] == 4).all()
+    assert first["hd95_mm"].isna().all()
+    second = found.summary[found.summary["class"] == "class 2"]
+    assert (second["hd95_infinite"] == 2).all()
+    assert (second["hd95_mm"] == 0).all()
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+def stop_after(count):
+    def on_progress(_what, done, _of):
+        if done == count:
+            raise Cancelled("enough")
+
+    return on_progress
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Let the mean of the labels stand for the network; collects what was asked for."""
+    calls = []
+
+    def predictor(_network, target, wanted, **_options):
+        def predict(pairs):
+            calls.append((target.name, [pair.name for pair in pairs]))
+            labels = np.stack([pair.label.values for pair in pairs])
+            return np.stack([np.isin(labels, values).mean(axis=0) for values in wanted])
+
+        return predict
+
+    monkeypatch.setattr(evaluate_module, "predictor", predictor)
+    return calls
+
+
+# A kill leaves a whole file, half a line, half a number, or some of a group's classes.
+@pytest.mark.parametrize("cut", [0, 1, 40, 200, 700])
+def test_what_was_cut_short_is_finished_alike(ask, tmp_path, calls, cut):
+    whole = ask(out=tmp_path / "whole").rows
+    with pytest.raises(Cancelled):
+        ask(on_progress=stop_after(3))
+    path = tmp_path / "out" / "rows.csv"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+    kept = path.read_bytes().decode().rpartition("\n")[0].count("\n") // 2
+    calls.clear()
+    again = ask().rows
+    assert len(calls) == 8 - kept
+    pd.testing.assert_frame_equal(
+        again.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True
+    )
+    calls.clear()
+    pd.testing.assert_frame_equal(ask().rows, again)
+    assert not calls
+
+
+def test_a_table_of_umlauts_that_was_cut_in_one(ask, tmp_path, calls):
+    classes = {"Gefäß": (1, 2)}
+    whole = ask(classes=classes).rows
+    path = tmp_path / "out" / "rows.csv"
+    text = path.read_bytes()
+    path.write_bytes(text[: text.rfind("ä".encode()) + 1])
+    assert list(ask(classes=classes).rows["dice"]) == list(whole["dice"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": SEED, "draws": 3}, {"sizes": [1]}, {"classes": [1]}, {"tolerance_mm": 2.0}],
+)
+def test_another_question_is_refused(ask, tmp_path, calls, other):
+    ask()
+    before = (tmp_path / "out" / "rows.csv").read_bytes()
+    changed = "draws" if "draws" in other else next(iter(other))
+    with pytest.raises(InputError, match=f"another evaluation: .*{changed}"):
+        ask(**other)
+    assert (tmp_path / "out" / "rows.csv").read_bytes() == before
+
+
+def test_a_case_that_changed_is_another_question(ask, calls):
+    ask()
+    with pytest.raises(InputError, match="cases"):
+        ask(cohort_of(c1=drawn(2)))
+
+
+def test_a_folder_of_something_else_is_left_alone(ask, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        ask()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_rows_of_other_columns_are_refused(ask, tmp_path, calls):
+    ask()
+    (tmp_path / "out" / "rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="other columns"):
+        ask()
+
+
+# --- mean and spread -----------------------------------------------------------------------------
+
+
+def test_the_spread_is_that_of_the_draws_means():
+    def row(case, draw, value):
+        scores = dict.fromkeys(METRICS, value)
+        return {"case": case, "class": "a", "size": 2, "draw": draw, "seconds": 1.0,
+                "note": "", "error": ""} | scores  # fmt: skip
+
+    # Draw 0: cases 0.2 and 0.4, mean 0.3; draw 1: 0.6 and 0.8, mean 0.7.
+    rows = [row("x", 0, 0.2), row("y", 0, 0.4), row("x", 1, 0.6), row("y", 1, 0.8)]
+    (line,) = summarise(pd.DataFrame(rows)).to_dict("records")
+    assert line["dice"] == pytest.approx(0.5)
+    assert line["dice_std"] == pytest.approx(0.4 / math.sqrt(2))
+    assert (line["cases"], line["draws"], line["errors"], line["noted"]) == (2, 2, 0, 0)
+
+
+def test_the_dashed_line_is_the_mean_label(ask, calls):
+    from matplotlib.figure import Figure
+
+    from medverse_nb.evaluation.summary import draw_curve
+
+    summary = ask().summary
+    axes = Figure().subplots()
+    draw_curve(axes, summary)
+    ours, baseline = axes.lines[:2]
+    first = summary[summary["class"] == "class 1"]
+    assert list(ours.get_ydata()) == list(first["dice"])
+    assert list(baseline.get_ydata()) == list(first["mean_label_dice"])
+    assert baseline.get_linestyle() == "--"
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def run_cli(cli, cohort, weights, *more):
+    return cli(
+        "evaluate", cohort.images, cohort.labels, "--out", cohort.out, "--model", weights,
+        "--device", "cpu", "--test", 1, "--draws", 2, *more,
+    )  # fmt: skip
+
+
+def test_the_command_writes_and_prints(cli, cohort, tiny_weights):
+    outcome = run_cli(cli, cohort, tiny_weights, "--json")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads(outcome.out)["summary"]
+    assert [(line["class"], line["size"]) for line in summary] == [
+        ("class 1", 1), ("class 2", 1), ("class 1", 2), ("class 2", 2),
+    ]  # fmt: skip
+    table = run_cli(cli, cohort, tiny_weights)
+    assert table.code == 0
+    assert "class 2" in table.out
+    assert "curve.png" in table.out
+    named = run_cli(cli, cohort, tiny_weights, "--classes=block=1+2", "--sizes=1")
+    assert named.code == 2
+    assert "another evaluation" in named.err
+    assert "Traceback" not in named.err
+
+
+def test_the_command_tells_bad_cases(cli, cohort, tiny_weights):
+    name = split_cohort(["one", "two", "three"], 2).test[0]
+    path = cohort.labels / f"{name}.nii.gz"
+    path.write_bytes(path.read_bytes()[:60])
+    outcome = run_cli(cli, cohort, tiny_weights, "--test", 2, "--sizes", "1")
+    assert outcome.code == 1
+    assert f"error: {name}" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sizes", "few"], "--sizes"),
+        (["--sizes", "9"], "1..2"),
+        (["--draws", "0"], "draws"),
+        (["--test", "3"], "context"),
+        (["--classes", "7"], "no pair"),
+        (["--tolerance", "-1"], "tolerance"),
+    ],
+)
+def test_the_command_refuses(cli, cohort, tiny_weights, more, message):
+    outcome = run_cli(cli, cohort, tiny_weights, *more)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not cohort.out.exists()
