@@ -58,7 +58,9 @@ def measure_slices() -> dict[str, Any]:
         started = time.perf_counter()
         canvas._handle_custom_msg({"type": "cursor", "cursor": cursor}, [])  # noqa: SLF001
         taken.append(1e3 * (time.perf_counter() - started))
-    assert sum(plane.nbytes for plane in sent[-1][1]) == 3 * 2 * SIDE**2  # three planes of two layers
+    assert (
+        sum(plane.nbytes for plane in sent[-1][1]) == 3 * 2 * SIDE**2
+    )  # three planes of two layers
     return {"median_ms": round(statistics.median(taken), 2), "most_ms": round(max(taken[1:]), 2)}
 
 
