@@ -14,7 +14,7 @@ from .report import Finding
 FAR_DISTANCE = 0.3  # between cumulative histograms, in [0, 1]
 HISTOGRAM_BINS = 32
 MOST_CLIPPED = 0.01  # of the voxels at the largest value: 50 times what real scans have
-FEWEST_LEVELS = 16  # fewer values are a mask or a drawing, not a clipped scan
+FEWEST_LEVELS = 16  # fewer values, or voxels at the top, are a drawing or chance
 AIR_HU, SOFT_HU = -300.0, 200.0  # below is air or lung; soft tissue and fat lie in +-SOFT_HU
 LEAST_SOFT = 0.4  # of what is not air
 # Correlation of two images laid box on box. Real crops of one structure reach 0.35 or more in
@@ -36,8 +36,13 @@ def check_clipped(exam: Exam) -> Iterator[Finding]:
     """Find images whose bright end was cut off."""
     for scan in exam.scans:
         values = scan.sample
-        share = float(np.mean(values == values.max()))
-        if share > MOST_CLIPPED and len(np.unique(values)) >= FEWEST_LEVELS:
+        count = np.count_nonzero(values == values.max())
+        share = count / values.size
+        if (
+            share > MOST_CLIPPED
+            and count >= FEWEST_LEVELS
+            and len(np.unique(values)) >= FEWEST_LEVELS
+        ):
             yield Finding(
                 "warning", "clipped", scan.name,
                 f"{share:.1%} of the voxels have the largest value, {values.max():g}",
