@@ -25,7 +25,7 @@ LIKE, UNLIKE = 0.2, -0.2
 def check_constant(exam: Exam) -> Iterator[Finding]:
     """Find images without contrast."""
     for scan in exam.scans:
-        if scan.scale.low == scan.scale.high:
+        if not scan.coarse.any() and scan.scale.low == scan.scale.high:
             yield Finding(
                 "error" if scan.pair is None else "warning", "constant-image", scan.name,
                 f"every voxel is {scan.sample[0]:g}", "this is not a scan", "it is taken as 0",
