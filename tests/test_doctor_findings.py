@@ -311,6 +311,12 @@ def test_near_copies(change):
     assert ("warning", "target-copy", "p1") in found(context(), target(image, affine))
 
 
+def test_a_few_voxels_have_no_fingerprint():
+    small = head(1)[0][8:23, 8:23, 8:23], head(1)[1][8:23, 8:23, 8:23]
+    rescaled = pair(9, small[0] * 7, small[1])
+    assert "near-duplicate" not in {c for _, c, _ in found([pair(1, *small), rescaled])}
+
+
 # real and virtual cohorts
 
 

@@ -86,7 +86,7 @@ class Scan:
 class Foreground:
     """Where a pair's label is not zero.
 
-    voxels, share : how many, and of how many; `low`, `high` bound its box in canonical voxels.
+    voxels, share : how many, and of all; `box` holds them, in canonical voxels.
     labels, image : label values and scaled intensities of evenly spaced voxels of that box.
     centroids : label value to its centre of mass in canonical voxels.
     """
@@ -139,10 +139,10 @@ def find_foreground(pair: ContextPair) -> Foreground:
     voxels, rows = 0, []
     columns, planes = (np.zeros(side, bool) for side in view.shape[1:])
     for slab in slabs(view):
-        flat = slab.any(axis=2)
-        rows.append(flat.any(axis=1))
-        columns |= flat.any(axis=0)
-        planes |= slab.any(axis=(0, 1))
+        flat = np.any(slab, axis=2)
+        rows.append(np.any(flat, axis=1))
+        columns |= np.any(flat, axis=0)
+        planes |= np.any(slab, axis=(0, 1))
         voxels += int(np.count_nonzero(slab))
     spans = [np.flatnonzero(along)[[0, -1]] for along in (np.concatenate(rows), columns, planes)]
     x, y, z = (slice(int(low), int(high) + 1) for low, high in spans)
