@@ -503,7 +503,6 @@ def _print_report(report: Report, pairs: int) -> None:
         return
     table = Table("severity", "code", "pair", "evidence", "remedy")
     for finding in report.findings:
-        table.add_row(
-            finding.severity, finding.code, finding.pair, finding.evidence, finding.remedy
-        )
+        remedy = f"{finding.remedy} (done: {finding.done})" if finding.done else finding.remedy
+        table.add_row(finding.severity, finding.code, finding.pair, finding.evidence, remedy)
     out_console.print(table)

@@ -31,6 +31,9 @@ Task = Literal["segmentation", "image"]
 ChangeKind = Literal["added", "accepted", "removed"]
 INTEGER_TOLERANCE = 1e-4
 LARGEST_LABEL = 2**31 - 1
+LABEL_GRID_CHANGE = (
+    "the label's affine differs from its image's; its voxels were taken in the image's order"
+)
 MOST_CHANGES = 20  # that can be undone; a removed pair stays in memory as long as its change
 
 
@@ -146,7 +149,9 @@ def make_pair(
             )
         values = _integer_labels(values, name, label_threshold)
     data = values if isinstance(values, np.ndarray) else as_dask(values, LAZY_CHUNK)
-    placed = make_volume(data, affine_of(image_volume), name=str(label_volume.name))
+    # where the label said it lies: the doctor compares
+    attrs = {"stored_affine": affine_of(label_volume).tolist()}
+    placed = make_volume(data, affine_of(image_volume), name=str(label_volume.name), attrs=attrs)
     origin = Provenance(source_of(image), source_of(label), when=now())
     return ContextPair(name, image_volume, placed, task, tuple(changes), origin)
 
@@ -168,9 +173,7 @@ def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple
     ):
         return view, None
     if label.shape == image.shape:
-        return view_of(label), (
-            "the label's affine differs from its image's; its voxels were taken in the image's order"
-        )
+        return view_of(label), LABEL_GRID_CHANGE
     raise ContextError(
         f"context pair {name!r}: label has shape {label.shape}, its image {image.shape}; "
         "resample the label onto its image first"

@@ -209,8 +209,9 @@ def test_check_tells_warnings_and_still_succeeds(cli, cohort):
     outcome = check(cli, cohort, cohort.scan, "--json")
     assert outcome.code == 0
     findings = json.loads(outcome.out)["findings"]
-    assert {finding["code"] for finding in findings} == {"stretched"}
-    assert len(findings) == 3
+    assert {finding["code"] for finding in findings} == {"stretched", "spacing-far"}
+    assert [finding["pair"] for finding in findings].count("target") == 1
+    assert len(findings) == 4
 
 
 def test_check_fails_on_an_error_finding(cli, cohort):

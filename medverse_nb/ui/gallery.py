@@ -46,7 +46,7 @@ def make_card(pair: ContextPair, classes: Sequence[ClassSpec]) -> Card:
         planes = [plane_of(layer.codes, AXIAL, at) for layer in panel.layers]
         pictures.append(blend(planes, [layer.table for layer in panel.layers]))
     across, up = (scene.display.grid.spacing_mm[a] for a in in_plane(AXIAL))
-    upright = [_square(picture, across, up).swapaxes(0, 1)[::-1] for picture in pictures]
+    upright = [square_pixels(picture, across, up).swapaxes(0, 1)[::-1] for picture in pictures]
     return Card(pair, np.ascontiguousarray(np.concatenate(upright, axis=1)))
 
 
@@ -66,7 +66,7 @@ def pair_scene(
     return Scene(display, (Panel(pair.name, (image, labels)),))
 
 
-def _square(picture: NDArray[np.uint8], across_mm: float, up_mm: float) -> NDArray[np.uint8]:
+def square_pixels(picture: NDArray[np.uint8], across_mm: float, up_mm: float) -> NDArray[np.uint8]:
     """Repeat or leave out pixels (right, up, 3) until they are square and few enough."""
     extent = picture.shape[0] * across_mm, picture.shape[1] * up_mm
     pixel = max(extent) / SIDE_PIXELS
