@@ -30,7 +30,7 @@ from .context import (
 from .errors import ContextError, InputError, NotBuiltYet, WeightsError, missing_extra
 from .evaluation.answers import PredictFrom, predictor
 from .evaluation.baselines import Baseline, Trial, find_baselines
-from .evaluation.baselines.in_context import ThisNetwork
+from .evaluation.baselines.in_context import ThisNetwork, name_of_weights
 from .evaluation.doctor import Report, examine
 from .evaluation.side_by_side import run_methods, table_of
 from .geometry import ALIGNS, Align
@@ -477,7 +477,8 @@ class ICLSession:
             raise InputError('compare is for task="segmentation"; this session transforms images')
         if not 0 < seconds < float("inf"):
             raise InputError(f"seconds={seconds} must be a positive number")
-        others = find_baselines(baselines, self.model_name)
+        name = name_of_weights(self.model_name)
+        others = find_baselines(baselines, name)
         question = self._ask(target, classes, affine)
         known = question.read_truth(truth)
         trial = Trial(
@@ -489,14 +490,14 @@ class ICLSession:
             seed,
             cancel,
         )
-        ours = ThisNetwork(self.model_name, self.network, Settings(precision=self.precision))
+        ours = ThisNetwork(name, self.network, Settings(precision=self.precision))
         with shown(on_progress, "method") as progress:
             runs = run_methods(trial, [ours, *others], progress)
         return Comparison(
             target=question.target,
             truth=with_data(question.target, trial.numbers(known), "truth"),
             classes=question.classes,
-            table=table_of(runs, known, trial, self.model_name),
+            table=table_of(runs, known, trial, name),
             masks={
                 run.name: with_data(question.target, run.mask, "mask")
                 for run in runs

@@ -13,6 +13,11 @@ from ..answers import predictor
 from .protocol import Outcome, Trial
 
 
+def name_of_weights(source: str | Path) -> str:
+    """Return the file's name without its ending, or the model's name: no folder in a table."""
+    return Path(source).stem if Path(source).suffix else str(source)
+
+
 @dataclass(frozen=True, eq=False)
 class ThisNetwork:
     """A network in memory, answering as a session does.
@@ -49,8 +54,7 @@ class OtherWeights:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending, or the model's name."""
-        return Path(self.source).stem if Path(self.source).suffix else str(self.source)
+        return name_of_weights(self.source)
 
     def predict(self, trial: Trial) -> Outcome:
         network = load_model(self.source, self.device)
