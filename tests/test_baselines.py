@@ -113,7 +113,7 @@ def test_registration_takes_back_a_known_shift_and_the_mean_label_cannot():
     outcome = Registration().predict(trial)
     assert outcome.note == ""
     assert dice(outcome.mask == 1, label == 3) > 0.8  # of 175 voxels most lie on its surface
-    assert dice(outcome.mask == 2, np.isin(label, (1, 2))) > 0.9
+    assert dice(outcome.mask == 2, np.isin(label, (1, 2))) > 0.8
     assert dice(MeanLabel().predict(trial).mask == 1, label == 3) < 0.3
     assert np.array_equal(Registration().predict(trial).mask, outcome.mask)
 
