@@ -62,7 +62,7 @@ class Trial:
 
         probabilities : one (X, Y, Z) a class, on the target's canonical grid.
         """
-        stack = np.stack(probabilities)
+        stack = np.asarray(probabilities)
         numbers = np.array([spec.number for spec in self.classes])
         chosen = numbers.astype(np.min_scalar_type(int(numbers.max())))[stack.argmax(axis=0)]
         chosen[stack.max(axis=0) <= 0.5] = 0
