@@ -17,6 +17,7 @@ from .bank import SavedSession, lasting_name, open_bank, write_bank
 from .bank_file import LARGEST_BANK
 from .checks import collected_warnings
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
+from .comparison import Comparison
 from .context import (
     Change,
     ContextPair,
@@ -28,7 +29,10 @@ from .context import (
 )
 from .errors import ContextError, InputError, NotBuiltYet, WeightsError, missing_extra
 from .evaluation.answers import PredictFrom, predictor
+from .evaluation.baselines import Baseline, Trial, find_baselines
+from .evaluation.baselines.in_context import ThisNetwork, name_of_weights
 from .evaluation.doctor import Report, examine
+from .evaluation.side_by_side import run_methods, table_of
 from .geometry import ALIGNS, Align
 from .inference.autoregressive import OnProgress, Step, Storage, plan_run, run
 from .inference.engine import run_threads
@@ -39,7 +43,8 @@ from .inference.runner import name_of_network, network_called
 from .inference.storage import RunFolder, in_memory_or_scratch
 from .io import Source, name_of, read_volume
 from .manifest import describe_run
-from .many import Case, CaseTask, Row, predict_cases, table_of
+from .many import Case, CaseTask, Row, predict_cases
+from .many import table_of as table_of_cases
 from .model.device import choose_device, choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
@@ -402,7 +407,7 @@ class ICLSession:
             raise InputError(f"truths without a scan of that name: {', '.join(alone)}")
         cases = [Case(name, scan, known.get(name)) for name, scan in scans]
         with shown(on_progress, "scan") as progress:
-            return table_of(
+            return table_of_cases(
                 self.predict_cases(cases, out=out, classes=classes, on_progress=progress)
             )
 
@@ -426,6 +431,79 @@ class ICLSession:
             self.cluster.send(self.network)
         task = CaseTask(self, classes, Path(out) if out else None)
         return predict_cases(task, cases, cluster=self.cluster, on_progress=on_progress)
+
+    def compare(
+        self,
+        target: Source,
+        truth: Source,
+        *,
+        classes: Classes = None,
+        baselines: Sequence[str | Path | Baseline] = ("mean label", "best pair"),
+        seconds: float = 60,
+        seed: int = 0,
+        affine: Any = None,
+        cancel: Event | None = None,
+        on_progress: Progress | Literal["bar"] | None = "bar",
+    ) -> Comparison:
+        """Answer one scan by this model and by baselines, from the same pairs, and score all.
+
+        The session stays as it is: `.last` too, and nothing can be accepted from it.
+
+        Parameters
+        ----------
+        target, classes, affine : as in `predict`.
+        truth : the known label, on the target's grid.
+        baselines : names of `evaluation.baselines.BASELINES` ("mean label", "best pair",
+            "registration", "U-Net", "Swin UNETR"), paths of other in-context weights, or
+            objects with a `name` and `predict(trial)`.
+        seconds : for each baseline that trains or searches; others take what they take.
+        cancel : a `threading.Event`; once set, the comparison ends.
+        on_progress : called with a method's name, methods done, and of how many; "bar" as in
+            `predict`.
+
+        Returns
+        -------
+        A table, masks and a picture. A method that fails is told there, and the others go on.
+
+        Raises
+        ------
+        InputError : a target or truth that cannot be read, a truth with NaN or of another shape,
+            an unknown baseline, `seconds` that are not positive, or an image task. Told before
+            any method runs.
+        ContextError : no pairs, no foreground, or a class that no pair has.
+        Cancelled : by `cancel`.
+        """
+        if self.task == "image":
+            raise InputError('compare is for task="segmentation"; this session transforms images')
+        if not 0 < seconds < float("inf"):
+            raise InputError(f"seconds={seconds} must be a positive number")
+        name = name_of_weights(self.model_name)
+        others = find_baselines(baselines, name)
+        question = self._ask(target, classes, affine)
+        known = question.read_truth(truth)
+        trial = Trial(
+            question.target,
+            tuple(self.context.pairs),
+            question.classes,
+            self.align,
+            seconds,
+            seed,
+            cancel,
+        )
+        ours = ThisNetwork(name, self.network, Settings(precision=self.precision))
+        with shown(on_progress, "method") as progress:
+            runs = run_methods(trial, [ours, *others], progress)
+        return Comparison(
+            target=question.target,
+            truth=with_data(question.target, trial.numbers(known), "truth"),
+            classes=question.classes,
+            table=table_of(runs, known, trial, name),
+            masks={
+                run.name: with_data(question.target, run.mask, "mask")
+                for run in runs
+                if run.mask is not None
+            },
+        )
 
     def tune(
         self,

@@ -34,6 +34,7 @@ LAYERS = (
         "question",
         "prediction",
         "answer",
+        "comparison",
         "many",
         "manifest",
         "tuning",
@@ -48,6 +49,7 @@ LAYERS = (
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 MAY_SHOW = {  # the one exception: these modules import `ui` inside functions
+    "comparison",
     "evaluation.doctor.report",
     "prediction",
     "progress",

@@ -83,6 +83,7 @@ def train_few_shot(
     kind: Kind = "unet",
     precision: Precision = "float32",
     seed: int = 0,
+    on_step: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FewShotNetwork:
     """Train on patches of the pairs, half of them on the class, flipped and rescaled at random.
@@ -90,6 +91,7 @@ def train_few_shot(
     Parameters
     ----------
     values : label values of the class.
+    on_step : called before each step; may raise to end it.
 
     Raises
     ------
@@ -111,6 +113,8 @@ def train_few_shot(
     generator = Generator().manual_seed(seed)
     started, steps = clock(), 0
     while (used := clock() - started) < seconds:
+        if on_step:
+            on_step()
         rate = PEAK_RATE * warm_up(steps, WARM_UP_STEPS) * cosine(used / seconds)
         for group in optimizer.param_groups:
             group["lr"] = rate

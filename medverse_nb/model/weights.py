@@ -1,7 +1,7 @@
 """The only place that reads or writes network weights.
 
-Two formats: our own `.safetensors` (config in the metadata) and the released Lightning
-`.ckpt`. Neither can run code: `.ckpt` files load with `weights_only=True`.
+Three formats: our own `.safetensors` (config in the metadata), the released Lightning `.ckpt`,
+and UniverSeg's plain `.pt`. None can run code: the last two load with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import WeightsError
 from .config import NetworkConfig
 from .network import ICLNetwork
+from .universeg import UniverSegNetwork
 
 FORMAT = "medverse_nb.1"
 RELEASED_ARCHITECTURES = ("medverse", "neuroverse3d")
@@ -54,6 +55,16 @@ RELEASED_KEYS: tuple[tuple[str, str], ...] = (
     (r"\.layers\.2\.", ".conv2."),
 )
 
+# The same for UniverSeg, of whose files the layout is known from the code that reads them.
+UNIVERSEG_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^enc_blocks\.", "down."),
+    (r"^dec_blocks\.", "up."),
+    (r"\.cross\.cross_conv\.", ".cross."),
+    (r"\.target\.vmapped\.conv\.", ".target."),
+    (r"\.support\.vmapped\.conv\.", ".context."),
+    (r"^out_conv\.conv\.", "head."),
+)
+
 
 def translate_released_key(key: str) -> str:
     """Return our name of a parameter of a released checkpoint."""
@@ -83,7 +94,34 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> ICLNet
         _read_safetensors(path) if path.suffix == ".safetensors" else _read_released(path)
     )
     network = ICLNetwork(config)
-    _load_strictly(network, state, path)
+    _load_strictly(network, state, path, f"{config.architecture} with channels {config.channels}")
+    return network.to(device).eval()
+
+
+def load_universeg(path: str | Path, device: str | torch.device = "cpu") -> UniverSegNetwork:
+    """Load UniverSeg's published weights, a plain state dict, from a local file.
+
+    Key names follow its public code (`enc_blocks.0.cross.cross_conv.weight` and so on); the
+    published file itself was not at hand to be tried.
+
+    Raises
+    ------
+    WeightsError : missing, damaged, unsafe, or of another architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {path}")
+    stored = _read_tensors(path)
+    if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
+        raise WeightsError(f"{path}: not a state dict with text keys")
+    state = {}
+    for key, value in stored.items():
+        name = key
+        for pattern, replacement in UNIVERSEG_KEYS:
+            name = re.sub(pattern, replacement, name)
+        state[name] = value
+    network = UniverSegNetwork()
+    _load_strictly(network, state, path, "UniverSeg")
     return network.to(device).eval()
 
 
@@ -151,9 +189,10 @@ def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
         raise WeightsError(f"{path}: the config inside is not JSON ({error})") from error
 
 
-def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+def _read_tensors(path: Path) -> Any:
+    """Return what `torch.save` wrote, if it is plain tensors and nothing that runs."""
     try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused, the file asks to run code or is not a checkpoint; "
@@ -161,6 +200,10 @@ def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: not a readable checkpoint ({error})") from error
+
+
+def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    checkpoint = _read_tensors(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(
         checkpoint
     ):
@@ -182,13 +225,12 @@ def _read_released(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     return NetworkConfig.from_dict({"architecture": name, "channels": channels}), state
 
 
-def _load_strictly(network: ICLNetwork, state: dict[str, Tensor], path: Path) -> None:
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
     wanted = network.state_dict()
     missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if missing or extra:
         raise WeightsError(
-            f"{path}: of another architecture than {network.config.architecture} with channels "
-            f"{network.config.channels}; missing keys {missing[:5]} ({len(missing)}), "
+            f"{path}: of another architecture than {what}; missing keys {missing[:5]} ({len(missing)}), "
             f"extra keys {extra[:5]} ({len(extra)})"
         )
     for key, value in state.items():

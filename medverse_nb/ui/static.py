@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io as bytes_io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -41,6 +41,24 @@ def three_planes(
     if mask is not None:
         layers.append(label_layer(display, mask, classes))
     return draw_scene(Scene(display, (Panel(title, tuple(layers)),)))
+
+
+def side_by_side(
+    image: xr.DataArray, masks: Mapping[str, xr.DataArray], classes: Sequence[ClassSpec]
+) -> Figure:
+    """Draw three planes of a scan under each mask, a row a mask, through the first one's centre.
+
+    Parameters
+    ----------
+    image : (x, y, z), any orientation.
+    masks : class numbers on the same grid, by title.
+    """
+    display = Display.of(grid_of(image))
+    grey = grey_layer(display, image)
+    panels = [
+        Panel(title, (grey, label_layer(display, mask, classes))) for title, mask in masks.items()
+    ]
+    return draw_scene(Scene(display, tuple(panels)))
 
 
 def draw_scene(

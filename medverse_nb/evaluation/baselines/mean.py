@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..context import ContextPair
-from ..geometry import Align, Grid
-from ..regions import read
-from ..resampling import FloatArray
+from ...context import ContextPair
+from ...geometry import Align, Grid
+from ...regions import read
+from ...resampling import FloatArray
+from .protocol import Outcome, Trial
 
 
 def mean_label(
@@ -25,3 +26,14 @@ def mean_label(
         total += read(pair.label_on(target, align, values))
     mean: FloatArray = total / np.float32(len(pairs))
     return mean
+
+
+class MeanLabel:
+    """The mean label, as a baseline: it looks at no image."""
+
+    name = "mean label"
+
+    def predict(self, trial: Trial) -> Outcome:
+        grid = trial.canonical.grid
+        means = [mean_label(trial.pairs, grid, trial.align, s.values) for s in trial.classes]
+        return Outcome(trial.mask(means))
