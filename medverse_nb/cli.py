@@ -53,6 +53,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 AlignName = Literal["box", "center", "world"]
 AlignText = Annotated[AlignName, typer.Option("--align")]
 TaskName = Literal["segmentation", "image"]
+TrustName = Literal["off", "fast", "full"]
 TaskText = Annotated[TaskName, typer.Option("--task")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Seed = Annotated[int, typer.Option(help="Chooses the context pairs.")]
@@ -137,6 +138,7 @@ def predict(
     align: Annotated[AlignName | None, typer.Option(help="Default box.")] = None,
     task: Annotated[TaskName | None, typer.Option(help="Default segmentation.")] = None,
     seed: Seed = 0,
+    trust: Annotated[TrustName, typer.Option(help="Tell the Dice to expect.")] = "off",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread, a scan each.")
     ] = None,
@@ -172,7 +174,9 @@ def predict(
             assert labels is not None
             session.add_context_folder(images, labels, names=plan.context)
         session.resolve(wanted)
-        rows = session.predict_cases(plan.cases, out=out, classes=wanted, on_progress=advance)
+        rows = session.predict_cases(
+            plan.cases, out=out, classes=wanted, trust=trust, on_progress=advance
+        )
     failed = [row for row in rows if "error" in row]
     for row in failed:
         log_console.print(f"error: {row['case']}: {row['error']}", style="red", soft_wrap=True)
@@ -460,15 +464,16 @@ def _progress(count: int) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]], out: Path) -> None:
-    table = Table("case", "class", "millilitres", "Dice", "mean label", "seconds")
+    table = Table("case", "class", "millilitres", "Dice", "expected", "mean label", "seconds")
     for row in rows:
         scores = {score["class"]: score for score in row.get("score") or []}
+        trusts = {one["class"]: one for one in (row.get("trust") or {}).get("classes", [])}
         for entry in row.get("statistics", []):
-            score = scores.get(entry["class"], {})
+            score, trust = scores.get(entry["class"], {}), trusts.get(entry["class"], {})
             table.add_row(
                 row["case"], entry["class"], f"{entry['millilitres']:.2f}",
-                _number(score.get("dice")), _number(score.get("mean_label_dice")),
-                f"{row['seconds']:.1f}",
+                _number(score.get("dice")), _number(trust.get("expected_dice")),
+                _number(score.get("mean_label_dice")), f"{row['seconds']:.1f}",
             )  # fmt: skip
     out_console.print(table)
     for name, mean in means.items():

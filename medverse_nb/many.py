@@ -12,7 +12,9 @@ import pandas as pd
 
 from .classes import Classes
 from .errors import ClusterError, InputError, MedverseError, OutputError
+from .evaluation.trust.score import EXPECTED
 from .io import Source
+from .judge import TrustLevel
 from .prediction import Prediction
 from .progress import Progress
 
@@ -40,6 +42,7 @@ class Predictor(Protocol):
         *,
         classes: Classes = None,
         truth: Source | None = None,
+        trust: TrustLevel = "off",
         on_progress: None = None,
     ) -> Prediction:
         """Predict the label of one scan."""
@@ -52,12 +55,17 @@ class CaseTask:
     predictor: Predictor
     classes: Classes
     out: Path | None
+    trust: TrustLevel = "off"
 
     def __call__(self, case: Case) -> Row:
         """Return what is told of the case; of a bad one, its error."""
         try:
             prediction = self.predictor.predict(
-                case.image, classes=self.classes, truth=case.truth, on_progress=None
+                case.image,
+                classes=self.classes,
+                truth=case.truth,
+                trust=self.trust,
+                on_progress=None,
             )
             written = self.out and prediction.write(self.out / f"{case.name}.nii.gz")
         except OutputError:
@@ -86,7 +94,7 @@ def predict_cases(
     Returns
     -------
     One row a case, in their order: `case`, then `output`, `seconds` and the prediction's
-    classes, statistics, score, warnings and manifest, or `error`.
+    classes, statistics, score, trust, warnings and manifest, or `error`.
 
     Raises
     ------
@@ -128,7 +136,8 @@ def _check(cases: Sequence[Case], out: Path | None) -> None:
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows of cases as a table: a line a case and class, and one for each bad case.
 
-    Columns: `case`, `class`, the class's statistics and scores, `seconds`, `output`, `error`.
+    Columns: `case`, `class`, the class's statistics and scores, the Dice to expect, `seconds`,
+    `output`, `error`.
     """
     lines: list[Row] = []
     for row in rows:
@@ -136,10 +145,16 @@ def table_of(rows: Sequence[Row]) -> pd.DataFrame:
             key: row[key] for key in ("case", "seconds", "output", "error") if key in row
         }
         classes: dict[str, Row] = {}
-        for part in (*row.get("statistics", ()), *(row.get("score") or ())):
+        for part in (*row.get("statistics", ()), *(row.get("score") or ()), *_expected(row)):
             classes.setdefault(part["class"], {}).update(part)
         lines += [common | values for values in classes.values()] or [common]
     first, last = ["case", "class"], ["seconds", "output", "error"]
     table = pd.DataFrame(lines)
     between = [column for column in table.columns if column not in (*first, *last)]
     return table.reindex(columns=[*first, *between, *last])
+
+
+def _expected(row: Row) -> list[Row]:
+    """Return the Dice to expect of each class, where trust was asked for."""
+    judged = (row.get("trust") or {}).get("classes", ())
+    return [{column: one[column] for column in ("class", *EXPECTED)} for one in judged]

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from .classes import ClassSpec
 from .dicom_seg import write_dicom_seg
 from .errors import ContextError, InputError
+from .evaluation.records import records_of
+from .evaluation.trust.score import Trust
 from .files import check_writable, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
@@ -143,6 +145,7 @@ class Prediction:
     attention : where blocks looked, as `Recorder.dataset` says, where the run was recorded and
         the network has attention, else None.
     score : one row a class where a truth was given, else None.
+    trust : how far to believe it, where that was asked for, else None.
     """
 
     target: xr.DataArray
@@ -154,7 +157,7 @@ class Prediction:
     attention: xr.Dataset | None = None
     warnings: tuple[str, ...] = ()
     score: pd.DataFrame | None = None
-    trust: None = None
+    trust: Trust | None = None
 
     @cached_property
     def mask(self) -> xr.DataArray:
@@ -282,8 +285,9 @@ class Prediction:
         """Return classes, statistics, score and manifest as plain JSON values."""
         return {
             "classes": [spec.to_dict() for spec in self.classes],
-            "statistics": _records(self.statistics),
-            "score": None if self.score is None else _records(self.score),
+            "statistics": records_of(self.statistics),
+            "score": None if self.score is None else records_of(self.score),
+            "trust": None if self.trust is None else self.trust.to_dict(),
             "warnings": list(self.warnings),
             "manifest": self.manifest,
         }
@@ -351,6 +355,8 @@ class Prediction:
         parts = [f'<img alt="{alt}" src="data:image/png;base64,{picture}"/>']
         if self.classes:
             parts.append(self.statistics.to_html(float_format="{:.4g}".format))
+        if self.trust is not None:
+            parts.append(self.trust._repr_html_())
         if self.score is not None:
             parts.append(self.score.to_html(float_format="{:.3f}".format))
         parts += [f"<p><b>Warning:</b> {escape(text)}</p>" for text in self.warnings]
@@ -369,9 +375,3 @@ def _likeliest(
     chosen = numbers[probability.argmax(axis=0)]
     chosen[probability.max(axis=0) <= 0.5] = 0
     return chosen
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows as JSON values; what is not a number becomes null."""
-    records: list[dict[str, Any]] = json.loads(table.reset_index().to_json(orient="records"))
-    return records

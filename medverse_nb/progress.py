@@ -37,3 +37,19 @@ def reporting(on_progress: Progress | None, cancel: Event | None) -> OnProgress:
             )
 
     return report
+
+
+def counting(
+    what: str, count: int, on_progress: Progress | None, cancel: Event | None
+) -> Callable[[], None]:
+    """Return what is called before each of `count` runs: it counts them, or ends them."""
+    numbers = iter(range(count))
+
+    def before() -> None:
+        done = next(numbers, count)
+        if cancel and cancel.is_set():
+            raise Cancelled(f"cancelled at the {what}, after {done} of {count} runs")
+        if on_progress:
+            on_progress(what, done, count)
+
+    return before

@@ -53,10 +53,16 @@ class Question:
         return quantile_scale(self.canonical.view)
 
     @cached_property
+    def scaled(self) -> CanonicalVolume:
+        """The scan in canonical axis order, scaled to [0, 1]."""
+        scan = mapped(self.canonical.view, self.scale.apply)
+        return CanonicalVolume(scan, self.canonical.grid, self.canonical.reorientation)
+
+    @cached_property
     def inputs(self) -> PairInputs:
         """What the network reads."""
-        scan = mapped(self.canonical.view, self.scale.apply)
-        return PairInputs(scan, self.canonical.grid, self.context.pairs, self.align, self.wanted)
+        scan, pairs = self.scaled, self.context.pairs
+        return PairInputs(scan.view, scan.grid, pairs, self.align, self.wanted)
 
     @property
     def wanted(self) -> list[Values]:

@@ -27,21 +27,23 @@ from .context import (
     find_pairs,
     make_pair,
 )
-from .errors import ContextError, InputError, NotBuiltYet, WeightsError, missing_extra
+from .errors import ContextError, InputError, WeightsError, missing_extra
 from .evaluation.answers import PredictFrom, predictor
 from .evaluation.baselines import Baseline, Trial, find_baselines
 from .evaluation.baselines.in_context import ThisNetwork, name_of_weights
 from .evaluation.doctor import Report, examine
 from .evaluation.side_by_side import run_methods, table_of
+from .evaluation.trust.calibration import read_calibration
 from .geometry import ALIGNS, Align
-from .inference.autoregressive import OnProgress, Step, Storage, plan_run, run
+from .inference.autoregressive import OnProgress, Step, plan_run, run
 from .inference.engine import run_threads
 from .inference.estimate import Estimate, check_memory, estimate_run
 from .inference.recipe import Settings, choose_recipe
 from .inference.recorder import Record, Recorder, has_attention, windows_of
 from .inference.runner import name_of_network, network_called
-from .inference.storage import RunFolder, in_memory_or_scratch
+from .inference.storage import RunFolder, Storage, storage_of
 from .io import Source, name_of, read_volume
+from .judge import Judge, TrustLevel, check_level
 from .manifest import describe_run
 from .many import Case, CaseTask, Row, predict_cases
 from .many import table_of as table_of_cases
@@ -95,7 +97,9 @@ class ICLSession:
             if value not in allowed:
                 raise InputError(f"{name}={value!r} is not one of {allowed}")
         self.model_name = str(model)
-        self.weights_hash = weights_hash(find_weights(model))
+        weights = find_weights(model)
+        self.weights_hash = weights_hash(weights)
+        self.judge = Judge(read_calibration(weights, self.weights_hash))
         self.network = load_model(model, device)
         self.device = next(self.network.parameters()).device
         self.precision = choose_precision(precision, self.device)
@@ -239,7 +243,7 @@ class ICLSession:
         classes: Classes = None,
         record: Record = False,
         truth: Source | None = None,
-        trust: str = "off",
+        trust: TrustLevel = "off",
         affine: Any = None,
         skip_empty: bool = False,
         folder: str | Path | None = None,
@@ -257,7 +261,9 @@ class ICLSession:
             `{"windows": [0, 5]}` only for these, counted through all scales. A window that ran
             on a `client`'s worker runs once more here.
         truth : the known label; fills `.score` with Dice (or PSNR) beside the mean label's.
-        trust : "off"; the trust score is still owed by its issue.
+        trust : "fast" or "full" fills `.trust`: the Dice to expect of each class, and why. Both
+            cost a few runs of one window, however large the scan; "full" answers each pair from
+            the others, once a context, and from halves of the context (`docs/trust.md`).
         affine : for arrays and `.npy`.
         skip_empty : do not look again where the coarser scale found no class at all; faster for
             small structures in large scans, but what was missed there stays missed.
@@ -278,8 +284,7 @@ class ICLSession:
 
         Source: Medverse Eqs. 2-4 through `predict_array`.
         """
-        if trust != "off":
-            raise NotBuiltYet(f"trust={trust!r} comes with the trust issue")
+        check_level(trust, self.task)
         started = time.perf_counter()
         with collected_warnings() as messages:
             question = self._ask(target, classes, affine)
@@ -316,6 +321,12 @@ class ICLSession:
         )
         if known is not None:
             prediction = replace(prediction, score=question.score(prediction, known))
+        if trust != "off":
+            with shown(on_progress, "run") as progress:
+                found = self.judge.score(
+                    question, steps, self.network, settings, trust, progress, cancel
+                )
+            prediction = replace(prediction, trust=found)
         self.last = prediction
         return prediction
 
@@ -373,6 +384,7 @@ class ICLSession:
         out: str | Path | None = None,
         classes: Classes = None,
         truths: Mapping[str, Source] | None = None,
+        trust: TrustLevel = "off",
         on_progress: Progress | Literal["bar"] | None = "bar",
     ) -> pd.DataFrame:
         """Predict a cohort; a bad scan is told in the table and the rest go on.
@@ -386,6 +398,7 @@ class ICLSession:
         out : folder for `NAME.nii.gz` and `NAME.json`; None keeps the table alone.
         classes : as in `predict`.
         truths : known labels by name; they fill the score columns.
+        trust : as in `predict`; it fills the columns of the Dice to expect.
         on_progress : called with a scan's name, scans done, and of how many; "bar" as in
             `predict`.
 
@@ -408,7 +421,9 @@ class ICLSession:
         cases = [Case(name, scan, known.get(name)) for name, scan in scans]
         with shown(on_progress, "scan") as progress:
             return table_of_cases(
-                self.predict_cases(cases, out=out, classes=classes, on_progress=progress)
+                self.predict_cases(
+                    cases, out=out, classes=classes, trust=trust, on_progress=progress
+                )
             )
 
     def predict_cases(
@@ -417,6 +432,7 @@ class ICLSession:
         *,
         out: str | Path | None = None,
         classes: Classes = None,
+        trust: TrustLevel = "off",
         on_progress: Progress | None = None,
     ) -> list[Row]:
         """Predict a cohort as `predict_many` does; a row a scan, all that is known of it.
@@ -427,9 +443,10 @@ class ICLSession:
         """
         self._check_context()
         self.resolve(classes)
+        check_level(trust, self.task)
         if self.cluster:
             self.cluster.send(self.network)
-        task = CaseTask(self, classes, Path(out) if out else None)
+        task = CaseTask(self, classes, Path(out) if out else None, trust)
         return predict_cases(task, cases, cluster=self.cluster, on_progress=on_progress)
 
     def compare(
@@ -733,7 +750,7 @@ class ICLSession:
         on_progress: OnProgress,
     ) -> list[Step]:
         """Run the network over all scales, here or on the workers."""
-        storage: Storage = in_memory_or_scratch
+        storage: Storage = storage_of((len(question.wanted), *question.inputs.shape))
         if folder:
             asked = {
                 "medverse_nb": version("medverse_nb"),

@@ -43,6 +43,7 @@ LAYERS = (
         "bank_file",
         "bank_volumes",
         "json_fields",
+        "judge",
     },
     {"ui"},
     {"cli", "app", "cohort", "demo", "__main__"},

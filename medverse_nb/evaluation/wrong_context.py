@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..context import ContextPair
-from ..errors import ContextError
+from ..errors import ContextError, InputError
 from ..stored import LAZY_CHUNK
 from ..views import as_dask, mapped
 from ..volume import view_of, with_data
@@ -124,6 +124,28 @@ def shuffle_labels(pairs: Sequence[ContextPair], *, seed: int = 0) -> list[Conte
     labels = {by_name[i].name: by_name[giver[i]].label for i in giver}
     # A label keeps its own grid: it is laid on the target as with its own image.
     return [replace(pair, label=labels[pair.name]) for pair in pairs]
+
+
+def flip_labels(pairs: Sequence[ContextPair], axis: int = 0) -> list[ContextPair]:
+    """Return the pairs with each label mirrored in its place, its image as it was.
+
+    What a converter does that loses a label's orientation.
+
+    Parameters
+    ----------
+    axis : of the file's voxels: 0, 1 or 2.
+
+    Raises
+    ------
+    ContextError : no pairs, or two of one name.
+    InputError : another axis.
+    """
+    check_pairs(pairs)
+    if axis not in (0, 1, 2):
+        raise InputError(f"axis={axis} must be 0, 1 or 2")
+    return [
+        replace(pair, label=pair.label.copy(data=np.flip(pair.label.data, axis))) for pair in pairs
+    ]
 
 
 def _with_values(pair: ContextPair, table: Mapping[int, int]) -> ContextPair:

@@ -24,11 +24,10 @@ from .inputs import ArrayInputs, Inputs
 from .recipe import Compat, Recipe, Settings, choose_recipe
 from .recorder import Recorder
 from .runner import WindowRunner
-from .storage import MemoryStore, Store
+from .storage import Storage, Store, in_memory
 from .windows import Window, plan_windows
 
 OnProgress = Callable[[int, int, int, int], None]  # scale, scales, windows done, windows
-Storage = Callable[[int, tuple[int, ...], Shape], Store]  # scale, shape and a window's sides
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,6 @@ def take_arrays(
     )
     _check(target, image, label)
     return ArrayInputs(target, image, label, choose_recipe(model.config, target.shape, settings))
-
-
-def in_memory(_scale: int, shape: tuple[int, ...], _sides: Shape) -> Store:
-    """Keep a scale's answer in memory."""
-    return MemoryStore(shape)
 
 
 def run(

@@ -154,9 +154,9 @@ def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], window: int) ->
 
 
 def _answers(questions: int, shapes: Sequence[Shape]) -> list[tuple[int, bool]]:
-    """Return the bytes of each scale's answer, and whether it is too large for memory."""
-    answers = [(questions, *shape) for shape in shapes]
-    return [(4 * math.prod(shape), is_large(shape)) for shape in answers]
+    """Return the bytes of each scale's answer, and whether they are too large for memory."""
+    large = is_large((questions, *shapes[-1]))
+    return [(4 * questions * math.prod(shape), large) for shape in shapes]
 
 
 def _time(predict: Predict, batch: Sequence[Window]) -> float:

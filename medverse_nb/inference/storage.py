@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,9 @@ class Store(Protocol):
 
     def has(self, number: int) -> bool:
         """Tell whether a chunk is finished."""
+
+
+Storage = Callable[[int, tuple[int, ...], Shape], Store]  # scale, shape and a window's sides
 
 
 class MemoryStore:
@@ -131,10 +134,21 @@ class FolderStore:
         return FolderStore, (self.folder, self.shape, self.sides)
 
 
-def in_memory_or_scratch(scale: int, shape: tuple[int, ...], sides: Shape) -> Store:
-    """Keep a scale in memory, a large one in scratch space until nothing refers to it."""
-    if not is_large(shape):
-        return MemoryStore(shape)
+def storage_of(answer: tuple[int, ...]) -> Storage:
+    """Return where a run keeps its scales: in memory, or all in scratch where the last is large.
+
+    answer : (K, X, Y, Z), the shape of the last.
+    """
+    return in_scratch if is_large(answer) else in_memory
+
+
+def in_memory(_scale: int, shape: tuple[int, ...], _sides: Shape) -> Store:
+    """Keep a scale in memory."""
+    return MemoryStore(shape)
+
+
+def in_scratch(scale: int, shape: tuple[int, ...], sides: Shape) -> Store:
+    """Keep a scale in scratch space until nothing refers to it."""
     with new_place(4 * math.prod(shape), f"scale {scale}") as place:
         store = FolderStore(place, shape, sides, MORE_SPACE)
     remove_with(store, place)
