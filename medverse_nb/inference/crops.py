@@ -14,7 +14,7 @@ from ..resampling import FloatArray
 from ..views import crop
 from .windows import Window
 
-LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept
+LARGEST_KEPT = 2**26  # bytes of a scale's volumes that are read once and kept
 
 
 def cut(view: View, windows: Sequence[Window]) -> FloatArray:
