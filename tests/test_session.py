@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from medverse_nb import ICLSession, NotBuiltYet, affine_of, read_volume
+from medverse_nb import ICLSession, affine_of, read_volume
 from medverse_nb.errors import ContextError, InputError, WeightsError
 from medverse_nb.io import VolumeWarning
 from medverse_nb.model.config import NetworkConfig
@@ -823,19 +823,6 @@ def test_unknown_models_are_refused(tmp_path):
     (tmp_path / "net.pth").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"weights are \.safetensors"):
         ICLSession(tmp_path / "net.pth")
-
-
-def test_what_an_issue_still_owes_says_so(new_session):
-    session = fill(new_session(mean_label), line(1, 2, 0, 0))
-    plain = session.predict(SCAN, affine=STRAIGHT)
-    owed = [
-        lambda: session.predict(SCAN, affine=STRAIGHT, trust="on"),
-    ]
-    for call in owed:
-        with pytest.raises(NotBuiltYet, match="issue"):
-            call()
-    assert plain.attention is None
-    assert plain.trust is None
 
 
 def test_representations_name_what_matters(new_session):

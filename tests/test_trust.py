@@ -215,7 +215,7 @@ def draw_rows(count, seed):
         return np.clip(quality + rng.normal(0, noise, count), 0, 1)
 
     rows = {name: signal(0.1) for name in SIGNALS}
-    rows["edges"] = np.where(broken, 0.5, 0.95) + rng.normal(0, 0.05, count)
+    rows["gain"] = np.where(broken, -0.1, 0.15) + rng.normal(0, 0.05, count)
     rows["scales"] = np.where(rng.random(count) < 0.5, np.nan, signal(0.1))
     rows["dice"] = np.clip(quality + rng.normal(0, 0.05, count), 0, 1)
     rows["broken"] = np.where(broken, "shuffled labels", "")
@@ -239,7 +239,7 @@ def test_a_fitted_calibration_predicts_fresh_trials():
     broken = fresh["broken"] != ""
     assert raised[broken].mean() > 0.95
     assert raised[~broken].mean() < 0.08
-    assert learnt.alarm({"edges": 0.9}) is None
+    assert learnt.alarm({"gain": 0.9}) is None
 
 
 def test_a_pattern_with_few_trials_is_not_learnt():
