@@ -56,7 +56,7 @@ CONTEXT_SIZES = (1, 2, 4, 8)
 WHOLE, DRAWS, BOOTSTRAPS = (1, 2), 10, 500
 CONTEXT_SIGNALS = ("edges", "left_out", "gain")
 LEARNT_ON = "synthetic contrast over four held-out FreeSurfer label maps, and random shapes"
-COLUMNS = ("key", "case", "size", "broken", "dice", *SIGNALS)
+COLUMNS = ("key", "case", "size", "broken", "dice", *SIGNALS, "left_out_pairs")
 
 
 def score(
@@ -98,6 +98,12 @@ class Rows:
             )
 
 
+def pairs_of(context: ContextSignals) -> str:
+    """Return the Dice of each pair left out, and the mean label's, as text."""
+    columns = context.left_out[["dice", "mean_label_dice"]]
+    return " ".join(f"{ours:.3f}/{mean:.3f}" for ours, mean in columns.itertuples(index=False))
+
+
 def open_asker(model: str, values: tuple[int, ...]) -> Asker:
     """Open a model as a session would."""
     session = mv.ICLSession(model)
@@ -117,9 +123,10 @@ def gather(args: argparse.Namespace) -> None:
         size = CONTEXT_SIZES[number % len(CONTEXT_SIZES)]
         chosen = source.choose(generator)
         trial = draw_trial(chosen, generator, size)
-        found, _ = score(ask, trial.target, trial.truth.values == 1, trial.pairs)
+        found, context = score(ask, trial.target, trial.truth.values == 1, trial.pairs)
         case = "head" if chosen is heads else "shapes"
-        rows.append({"key": number, "case": case, "size": size, "broken": trial.broken, **found})
+        told = {"key": number, "case": case, "size": size, "broken": trial.broken}
+        rows.append({**told, **found, "left_out_pairs": pairs_of(context)})
         print(
             number,
             case,
@@ -187,7 +194,8 @@ def score_hippocampus(args: argparse.Namespace) -> None:
                     continue
                 found, context = score(ask, target.image, truth, pairs[:size], known.get(size))
                 known[size] = context
-                rows.append({"key": key, "case": name, "size": size, **found})
+                told = {"key": key, "case": name, "size": size, **found}
+                rows.append({**told, "left_out_pairs": pairs_of(context)})
                 print(key, round(found["dice"], 3), flush=True)
 
 
@@ -206,10 +214,10 @@ def score_broken(args: argparse.Namespace) -> None:
             if broken:
                 pairs = BREAKS[broken](pairs, number)
             ask = open_asker(args.model, wanted)
-            found = context_signals(ask, pairs, leave_out=True).of_class(0)
-            rows.append(
-                {"key": key, "case": "-".join(names), "size": size, "broken": broken, **found}
-            )
+            context = context_signals(ask, pairs, leave_out=True)
+            found = context.of_class(0)
+            told = {"key": key, "case": "-".join(names), "size": size, "broken": broken}
+            rows.append({**told, **found, "left_out_pairs": pairs_of(context)})
             print(key, size, {k: round(v, 3) for k, v in found.items()}, flush=True)
 
 

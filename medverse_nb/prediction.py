@@ -226,7 +226,8 @@ class Prediction:
     def with_mask(self, mask: xr.DataArray) -> Prediction:
         """Return this answer with a corrected mask, to be written; the manifest tells of it.
 
-        mask : class numbers on the target's grid. The score, of the mask before, is left out.
+        mask : class numbers on the target's grid. Score and trust, of the mask before, are left
+            out.
 
         Raises
         ------
@@ -240,8 +241,12 @@ class Prediction:
         self.to_label_values(values)
         corrected = not same_voxels(mask, before)
         manifest = {**self.manifest, "corrected": corrected}
-        score = None if corrected else self.score
-        other = replace(self, manifest=manifest, score=score)
+        other = replace(
+            self,
+            manifest=manifest,
+            score=None if corrected else self.score,
+            trust=None if corrected else self.trust,
+        )
         other.__dict__["mask"] = with_data(self.target, values.astype(before.dtype), "mask")
         return other
 

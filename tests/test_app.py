@@ -252,7 +252,7 @@ def test_without_pairs_it_says_what_to_do(state):
 def test_a_prediction_can_be_cancelled_and_nothing_else_runs_beside_it(full, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(_target, *, cancel, on_progress, classes):
+    def slow(_target, *, on_progress, **_others):
         on_progress("scale 1", 1, 4)
         begun.set()
         go_on.wait(LONG_S)

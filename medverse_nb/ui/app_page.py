@@ -156,9 +156,10 @@ def _planes(w: Any, state: AppState) -> Any:
 
     def tell(_change: Any) -> None:
         answer = state.prediction
-        numbers.value = (
-            "" if answer is None else answer.statistics.to_html(float_format="{:.4g}".format)
-        )
+        parts = [] if answer is None else [answer.statistics.to_html(float_format="{:.4g}".format)]
+        if answer is not None and answer.trust is not None:
+            parts += [f"<p>{escape(line)}</p>" for line in repr(answer.trust).splitlines()]
+        numbers.value = "".join(parts)
 
     state.observe(show, "planes")
     state.observe(tell, "prediction")

@@ -26,6 +26,7 @@ from ..context import find_pairs, make_pair
 from ..errors import ContextError, InputError, MedverseError, OutputError, first_line
 from ..evaluation.doctor import Report
 from ..io import name_of, read_volume, stem_of
+from ..judge import TrustLevel
 from ..prediction import Prediction
 from ..progress import Progress
 from ..session import ICLSession
@@ -335,9 +336,12 @@ class AppState(traitlets.HasTraits):
         if not len(session.context):
             raise ContextError("there are no pairs yet: add some, or draw the first mask")
         session.resolve(wanted)
+        trust: TrustLevel = "off" if session.task == "image" else "fast"
 
         def work(tell: Progress, cancel: Event) -> Prediction:
-            answer = session.predict(place, classes=wanted, cancel=cancel, on_progress=tell)
+            answer = session.predict(
+                place, classes=wanted, trust=trust, cancel=cancel, on_progress=tell
+            )
             _ = answer.mask, answer.statistics  # here, not where the page waits for them
             return answer
 
