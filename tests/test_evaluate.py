@@ -11,12 +11,14 @@ import pytest
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation import evaluate as evaluate_module
 from medverse_nb.evaluation.evaluate import Cohort, evaluate
-from medverse_nb.evaluation.metrics import dice, hd95, surface_dice
+from medverse_nb.evaluation.metrics import dice, hd95, psnr, ssim, surface_dice
 from medverse_nb.evaluation.protocol import draw_orders, split_cohort
-from medverse_nb.evaluation.result_folder import COLUMNS, METRICS
-from medverse_nb.evaluation.summary import summarise
+from medverse_nb.evaluation.result_folder import ResultFolder
+from medverse_nb.evaluation.scorers import ImageScorer, SegmentationScorer
+from medverse_nb.evaluation.summary import draw_curve, summarise
 from medverse_nb.model.registry import load_model
 
+SCORES = SegmentationScorer.measures
 NAMES = [f"case-{number}" for number in range(10)]
 SHAPE, SPACING = (9, 10, 8), (2.0, 1.5, 3.0)
 
@@ -131,7 +133,10 @@ def test_a_row_for_every_case_class_size_and_draw(ask, tmp_path):
     keys = found.rows[["case", "class", "size", "draw"]]
     assert len(keys.drop_duplicates()) == len(keys) == 2 * 2 * 2 * 2
     assert set(found.rows["case"]) == {"c1", "c3"}
-    assert list(found.rows.columns) == [*COLUMNS]
+    assert list(found.rows.columns) == [
+        "case", "class", "size", "draw", "dice", "surface_dice", "hd95_mm", "mean_label_dice",
+        "seconds", "note", "error", "context", "weights_sha256", "seed", "versions",
+    ]  # fmt: skip
     assert set(found.rows["weights_sha256"]) == {"f00"}
     assert (found.rows["error"] == "").all()
     assert found.rows["seconds"].min() > 0
@@ -140,9 +145,8 @@ def test_a_row_for_every_case_class_size_and_draw(ask, tmp_path):
         names = row.context.split(";")
         assert len(names) == row.size
         assert not {"c1", "c3"} & set(names)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "asked.json", "curve.png", "rows.csv", "summary.csv",
-    ]  # fmt: skip
+    files = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert files - {"rows.parquet"} == {"asked.json", "curve.png", "rows.csv", "summary.csv"}
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -208,7 +212,7 @@ def test_a_truth_that_cannot_be_used_is_an_error_and_the_rest_goes_on(ask, tmp_p
     found = ask(cohort_of(c3=(image, other)))
     wrong = found.rows[found.rows["case"] == "c3"]
     assert wrong["error"].str.contains("shape" if bad == "shape" else "non-finite").all()
-    assert wrong[[*METRICS]].isna().all(axis=None)
+    assert wrong[SCORES.columns].isna().all(axis=None)
     assert (found.summary["errors"] == 2).all()
     assert (found.summary["cases"] == 1).all()
     good = ask(cohort_of(), out=tmp_path / "good").rows
@@ -250,10 +254,10 @@ def test_empty_truth_and_prediction_are_noted(ask, monkeypatch):
     assert (set(nothing["dice"]), set(nothing["hd95_mm"])) == ({1}, {0})
     assert (set(missed["dice"]), set(missed["hd95_mm"])) == ({0}, {math.inf})
     first = found.summary[found.summary["class"] == "class 1"]
-    assert (first["hd95_infinite"] == 4).all()
+    assert (first["infinite"] == 4).all()
     assert first["hd95_mm"].isna().all()
     second = found.summary[found.summary["class"] == "class 2"]
-    assert (second["hd95_infinite"] == 2).all()
+    assert (second["infinite"] == 2).all()
     assert (second["hd95_mm"] == 0).all()
 
 
@@ -353,13 +357,13 @@ def test_rows_of_other_columns_are_refused(ask, tmp_path, calls):
 
 def test_the_spread_is_that_of_the_draws_means():
     def row(case, draw, value):
-        scores = dict.fromkeys(METRICS, value)
+        scores = dict.fromkeys(SCORES.columns, value)
         return {"case": case, "class": "a", "size": 2, "draw": draw, "seconds": 1.0,
                 "note": "", "error": ""} | scores  # fmt: skip
 
     # Draw 0: cases 0.2 and 0.4, mean 0.3; draw 1: 0.6 and 0.8, mean 0.7.
     rows = [row("x", 0, 0.2), row("y", 0, 0.4), row("x", 1, 0.6), row("y", 1, 0.8)]
-    (line,) = summarise(pd.DataFrame(rows)).to_dict("records")
+    (line,) = summarise(pd.DataFrame(rows), SCORES).to_dict("records")
     assert line["dice"] == pytest.approx(0.5)
     assert line["dice_std"] == pytest.approx(0.4 / math.sqrt(2))
     assert (line["cases"], line["draws"], line["errors"], line["noted"]) == (2, 2, 0, 0)
@@ -368,11 +372,9 @@ def test_the_spread_is_that_of_the_draws_means():
 def test_the_dashed_line_is_the_mean_label(ask, calls):
     from matplotlib.figure import Figure
 
-    from medverse_nb.evaluation.summary import draw_curve
-
     summary = ask().summary
     axes = Figure().subplots()
-    draw_curve(axes, summary)
+    draw_curve(axes, summary, SCORES)
     ours, baseline = axes.lines[:2]
     first = summary[summary["class"] == "class 1"]
     assert list(ours.get_ydata()) == list(first["dice"])
