@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +20,8 @@ from medverse_nb.evaluation.protocol import draw_orders, split_cohort
 from medverse_nb.evaluation.result_folder import ResultFolder
 from medverse_nb.evaluation.scorers import ImageScorer, SegmentationScorer
 from medverse_nb.evaluation.summary import draw_curve, summarise
+from medverse_nb.inference import estimate
+from medverse_nb.intensity import quantile_scale
 from medverse_nb.model.registry import load_model
 
 SCORES = SegmentationScorer.measures
@@ -190,6 +196,109 @@ def test_the_same_mean_label_and_dice_as_a_session(ask, tiny_weights):
     assert score.loc["class 1", "mean_label_dice"] == pytest.approx(row["mean_label_dice"])
 
 
+# --- image tasks ---------------------------------------------------------------------------------
+
+
+def spoilt(start):
+    """Return a noisy scan and the clean one, in other units."""
+    image, label = drawn(start)
+    return image, (1000.0 + 50 * label + np.arange(SHAPE[2])).astype(np.float32)
+
+
+@pytest.fixture
+def ask_image(ask):
+    def run(**options):
+        changes = options.pop("changes", {})
+        cases = {f"c{start}": spoilt(start) for start in range(1, 6)} | changes
+        return ask(cohort_of(**cases), task="image", **options)
+
+    return run
+
+
+def test_an_image_is_scored_in_the_labels_units_beside_the_target(ask_image, monkeypatch):
+    answer = np.random.default_rng(0).random((1, *SHAPE), np.float32)
+    answer_with(monkeypatch, lambda wanted: answer if wanted == [None] else None)
+    found = ask_image()
+    assert list(found.rows.columns[4:8]) == ["psnr", "ssim", "target_psnr", "target_ssim"]
+    assert len(found.rows) == 2 * 2 * 2
+    for row in found.rows.itertuples():
+        image, truth = spoilt(int(row.case[1]))
+        ends = [
+            np.median([getattr(quantile_scale(spoilt(int(name[1]))[1]), end)
+                       for name in row.context.split(";")])
+            for end in ("low", "high")
+        ]  # fmt: skip
+        restored = ends[0] + (ends[1] - ends[0]) * answer[0]
+        assert row.psnr == pytest.approx(psnr(restored, truth), abs=1e-3)
+        assert row.ssim == pytest.approx(ssim(restored, truth, window=7), abs=1e-3)
+        assert row.target_psnr == pytest.approx(psnr(image, truth), abs=1e-3)
+        assert row.target_ssim == pytest.approx(ssim(image, truth, window=7), abs=1e-3)
+        assert row.note == "SSIM in windows of 7 voxels: thin volume"
+    line = found.summary.iloc[0]
+    assert (line["class"], line["noted"], line["errors"]) == ("image", 4, 0)
+    assert line["psnr"] == pytest.approx(found.rows[found.rows["size"] == 1]["psnr"].mean())
+
+
+def test_the_same_psnr_as_a_session(ask_image, tiny_weights):
+    from medverse_nb import ICLSession
+
+    row = ask_image(sizes=[3], draws=1).rows.iloc[0]
+    session = ICLSession(tiny_weights, task="image", device="cpu", precision="float32")
+    for name in row["context"].split(";"):
+        session.add_context(*map(image_of, spoilt(int(name[1]))), name=name)
+    scan, truth = map(image_of, spoilt(int(row["case"][1])))
+    score = session.predict(scan, truth=truth).score.iloc[0]
+    assert score["psnr"] == pytest.approx(row["psnr"])
+    assert score["target_psnr"] == pytest.approx(row["target_psnr"])
+
+
+def test_an_image_without_a_score_is_an_error_and_a_perfect_one_is_counted(ask_image, monkeypatch):
+    answer_with(monkeypatch, lambda _wanted: np.zeros((1, *SHAPE), np.float32))
+    image, label = spoilt(3)
+    flat = ask_image(changes={"c3": (image, np.full_like(label, 7))})
+    wrong = flat.rows[flat.rows["case"] == "c3"]
+    assert wrong["error"].str.contains("the truth is constant").all()
+    assert (flat.summary["errors"] == 2).all()
+    assert (flat.summary["cases"] == 1).all()
+
+
+def test_a_target_that_is_the_truth_is_left_out_of_its_own_mean(ask_image, monkeypatch):
+    answer_with(monkeypatch, lambda _wanted: np.zeros((1, *SHAPE), np.float32))
+    _, label = spoilt(3)
+    found = ask_image(changes={"c3": (label, label)})
+    assert math.isinf(found.rows.set_index("case").loc["c3", "target_psnr"].iloc[0])
+    assert (found.summary["infinite"] == 2).all()
+    others = found.rows[found.rows["case"] == "c1"]["target_psnr"]
+    assert found.summary["target_psnr"].iloc[0] == pytest.approx(others.iloc[0])
+
+
+@pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
+def test_an_image_label_with_nan_is_noted(ask_image):
+    image, label = spoilt(3)
+    label[0, 0, :2] = np.nan
+    rows = ask_image(changes={"c3": (image, label)}).rows
+    assert set(rows[rows["note"].str.contains("replaced 2 non-finite")]["case"]) == {"c3"}
+
+
+def test_an_image_task_has_no_classes(ask_image, ask):
+    with pytest.raises(InputError, match="classes are for"):
+        ask_image(classes=[1])
+    with pytest.raises(InputError, match="task='both'"):
+        ask(task="both")
+
+
+def test_the_curve_of_an_image_task_is_psnr(ask_image):
+    from matplotlib.figure import Figure
+
+    summary = ask_image().summary
+    axes = Figure().subplots()
+    draw_curve(axes, summary, ImageScorer.measures)
+    assert [list(line.get_ydata()) for line in axes.lines] == [
+        list(summary["psnr"]), list(summary["target_psnr"]),
+    ]  # fmt: skip
+    assert axes.get_ylabel() == "PSNR dB"
+
+
 # --- what is bad ---------------------------------------------------------------------------------
 
 
@@ -202,6 +311,29 @@ def test_a_scan_with_nan_is_noted_and_counted(ask):
     assert set(noted["case"]) == {"c3"}
     assert len(noted) == 8
     assert found.summary["noted"].min() >= 2
+
+
+@pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
+def test_a_pair_with_nan_is_noted_where_it_is_used(ask):
+    image, label = drawn(2)
+    image[0, 0, 0] = np.nan
+    rows = ask(cohort_of(c2=(image, label))).rows
+    noted = rows["note"].str.contains("context c2: replaced 1 non-finite")
+    assert noted.any()
+    assert (noted == rows["context"].str.contains("c2")).all()
+
+
+def test_a_scan_without_a_finite_voxel_is_an_error(ask):
+    image, label = drawn(3)
+    rows = ask(cohort_of(c3=(np.full_like(image, np.nan), label))).rows
+    assert (rows["error"].str.contains("no finite voxel") == (rows["case"] == "c3")).all()
+
+
+def test_a_window_that_cannot_fit_is_told_before_anything_is_read(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "free_memory", lambda _: 10)
+    with pytest.raises(InputError, match="window of 8"):
+        ask(Cohort({}))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bad", ["shape", "nan"])
@@ -265,8 +397,8 @@ def test_empty_truth_and_prediction_are_noted(ask, monkeypatch):
 
 
 def stop_after(count):
-    def on_progress(_what, done, _of):
-        if done == count:
+    def on_progress(what, done, _of):
+        if done == count and not what.startswith("reading"):
             raise Cancelled("enough")
 
     return on_progress
@@ -352,6 +484,101 @@ def test_rows_of_other_columns_are_refused(ask, tmp_path, calls):
         ask()
 
 
+def test_a_folder_is_written_by_one_process_at_a_time(ask, tmp_path, calls):
+    whole = ask(out=tmp_path / "whole").rows
+    with pytest.raises(Cancelled):
+        ask(on_progress=stop_after(3))
+    before = (tmp_path / "out" / "rows.csv").read_bytes()
+    asked = json.loads((tmp_path / "out" / "asked.json").read_text())
+    with ResultFolder(tmp_path / "out", asked, ["class 1", "class 2"], SCORES.columns):
+        with pytest.raises(InputError, match="another process"):
+            ask()
+        assert (tmp_path / "out" / "rows.csv").read_bytes() == before
+    pd.testing.assert_frame_equal(
+        ask().rows.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True
+    )
+
+
+def test_a_refused_question_leaves_the_folder_free(ask, calls):
+    ask()
+    with pytest.raises(InputError, match="another evaluation"):
+        ask(sizes=[1])
+    assert len(ask().rows) == 16
+
+
+SLOWLY = """
+import sys, time
+from medverse_nb.cli import main
+from medverse_nb.evaluation import evaluate as module
+
+predictor = module.predictor
+
+def slow_predictor(*arguments, **options):
+    time.sleep(0.5)
+    return predictor(*arguments, **options)
+
+module.predictor = slow_predictor
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_to_the_same_table(cli, cohort, tiny_weights, one_thread):
+    rows = cohort.out / "rows.csv"
+    asked = evaluate_arguments(cohort, tiny_weights, "--draws", 10)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *asked],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not rows.is_file() or rows.read_bytes().count(b"\n") < 7:
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        beside = cli(*asked)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert beside.code == 2
+    assert "another process" in beside.err
+    left = rows.read_bytes()
+    assert 7 <= left.count(b"\n") < 41
+    rows.write_bytes(left[:-5])
+    resumed = cli(*asked)
+    assert resumed.code == 0, resumed.err
+    killed = pd.read_csv(rows)
+    whole = cohort.root / "whole"
+    assert cli(*asked, "--out", whole).code == 0
+    pd.testing.assert_frame_equal(
+        killed.drop(columns="seconds"),
+        pd.read_csv(whole / "rows.csv").drop(columns="seconds"),
+        check_exact=True,
+    )
+    assert len(killed) == 40
+
+
+# --- parquet -------------------------------------------------------------------------------------
+
+
+def test_without_a_parquet_library_there_is_no_parquet(ask, tmp_path, calls, monkeypatch):
+    def no_library(*_arguments, **_options):
+        raise ImportError("Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'.")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", no_library)
+    assert len(ask().rows) == 16
+    assert not list((tmp_path / "out").glob("*parquet*"))
+
+
+def test_parquet_has_the_rows_of_the_table(ask, tmp_path, calls):
+    pytest.importorskip("pyarrow")
+    found = ask(cohort_of(c3=drawn(3, (1, 1))))
+    table = pd.read_parquet(tmp_path / "out" / "rows.parquet")
+    pd.testing.assert_frame_equal(table, found.rows, check_dtype=False)
+
+
 # --- mean and spread -----------------------------------------------------------------------------
 
 
@@ -385,11 +612,16 @@ def test_the_dashed_line_is_the_mean_label(ask, calls):
 # --- the command ---------------------------------------------------------------------------------
 
 
-def run_cli(cli, cohort, weights, *more):
-    return cli(
+def evaluate_arguments(cohort, weights, *more):
+    arguments = (
         "evaluate", cohort.images, cohort.labels, "--out", cohort.out, "--model", weights,
         "--device", "cpu", "--test", 1, "--draws", 2, *more,
     )  # fmt: skip
+    return [str(argument) for argument in arguments]
+
+
+def run_cli(cli, cohort, weights, *more):
+    return cli(*evaluate_arguments(cohort, weights, *more))
 
 
 def test_the_command_writes_and_prints(cli, cohort, tiny_weights):
@@ -407,6 +639,18 @@ def test_the_command_writes_and_prints(cli, cohort, tiny_weights):
     assert named.code == 2
     assert "another evaluation" in named.err
     assert "Traceback" not in named.err
+
+
+def test_the_command_scores_an_image_task(cli, cohort, tiny_weights):
+    outcome = run_cli(cli, cohort, tiny_weights, "--task", "image")
+    assert outcome.code == 0, outcome.err
+    assert "PSNR dB" in outcome.out
+    table = pd.read_csv(cohort.out / "rows.csv")
+    assert set(table["class"]) == {"image"}
+    assert table[["psnr", "ssim", "target_psnr", "target_ssim"]].notna().all(axis=None)
+    other = run_cli(cli, cohort, tiny_weights)
+    assert other.code == 2
+    assert "another evaluation: task" in other.err
 
 
 def test_the_command_tells_bad_cases(cli, cohort, tiny_weights):

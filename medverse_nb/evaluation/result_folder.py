@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from ..errors import InputError, OutputError, first_line
 from ..files import check_writable, is_partial, write_atomically
 
-ASKED, ROWS = "asked.json", "rows.csv"
+ASKED, ROWS, PARQUET = "asked.json", "rows.csv", "rows.parquet"
 LOCK = ".lock"
 ABOUT = ("case", "class", "size", "draw")
 NUMBERS = ("size", "draw", "seconds", "seed")
@@ -126,6 +127,16 @@ class ResultFolder:
         for column in (*NUMBERS, *self.scores):
             table[column] = pd.to_numeric(table[column])
         return table
+
+    def write_parquet(self, table: pd.DataFrame) -> None:
+        """Write a table as `rows.parquet`, where a library for that is installed.
+
+        Raises
+        ------
+        OutputError : it cannot be written.
+        """
+        with suppress(ImportError):  # neither pyarrow nor fastparquet, or one too old for pandas
+            write_atomically(self.path / PARQUET, lambda part: table.to_parquet(part, index=False))
 
     def _refuse_foreign_folder(self) -> None:
         if not self.path.is_dir() or (self.path / ASKED).is_file():

@@ -61,19 +61,19 @@ def draw_curve(axes: Axes, summary: pd.DataFrame, measures: Measures) -> None:
         (line,) = axes.plot(rows["size"], rows[drawn], marker="o", markersize=3, label=str(name))
         spread = rows[f"{drawn}_std"].fillna(0)
         axes.fill_between(rows["size"], rows[drawn] - spread, rows[drawn] + spread, alpha=0.2)
-        axes.plot(
-            rows["size"], rows[baseline], linestyle="--", color=line.get_color(),
-            label=f"{name}, {measures.headings[baseline]}",
-        )  # fmt: skip
+        axes.plot(rows["size"], rows[baseline], linestyle="--", color=line.get_color())
     axes.set_xscale("log", base=2)
     sizes = sorted(summary["size"].unique())
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("pairs in the context", fontsize=8)
     axes.set_ylabel(measures.headings[drawn], fontsize=8)
-    axes.set_title(f"mean and spread of {summary['draws'].max()} draws", fontsize=8)
+    draws = summary["draws"].max()
+    told = f"mean and spread of {draws} draws" if draws > 1 else "one draw"
+    axes.set_title(f"{told}; dashed: {measures.headings[baseline]}", fontsize=8)
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=8, frameon=False)
+    # beside the curves, where it covers none
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
 
 
 def write_summary(summary: pd.DataFrame, folder: Path, measures: Measures) -> None:
