@@ -103,13 +103,6 @@ class ContextPair:
         return placed(members(label.view, values), label.grid, target, align)
 
 
-def median_label_scale(pairs: Iterable[ContextPair]) -> IntensityScale:
-    """Return what brings the labels of an image task to [0, 1]: the median pair's."""
-    scales = [pair.label_scale for pair in pairs]
-    low, high = (np.median([getattr(s, end) for s in scales]) for end in ("low", "high"))
-    return IntensityScale(float(low), float(high))
-
-
 def content_hash(view: View, grid: Grid) -> str:
     """Return the SHA-256 of voxel values (as float32), shape and affine."""
     shape = tuple(view.shape)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
 from .answer import make_image, make_probability
 from .classes import ClassSpec
-from .context import ContextSet, Task, content_hash, make_pair, median_label_scale
+from .context import ContextSet, Task, content_hash, make_pair
 from .evaluation.scoring import score_image, score_mask
 from .geometry import Align
 from .inference.autoregressive import Step
@@ -69,8 +70,10 @@ class Question:
 
     @cached_property
     def label_scale(self) -> IntensityScale:
-        """What brings the labels of an image task to [0, 1]."""
-        return median_label_scale(self.context)
+        """What brings the labels of an image task to [0, 1]: the median pair's."""
+        scales = [pair.label_scale for pair in self.context]
+        low, high = (np.median([getattr(s, end) for s in scales]) for end in ("low", "high"))
+        return IntensityScale(float(low), float(high))
 
     @property
     def warnings(self) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medverse_nb.context import make_pair
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation import evaluate as evaluate_module
 from medverse_nb.evaluation.evaluate import Cohort, evaluate
@@ -215,41 +216,54 @@ def ask_image(ask):
     return run
 
 
-def test_an_image_is_scored_in_the_labels_units_beside_the_target(ask_image, monkeypatch):
+def scaled(array):
+    return quantile_scale(array).apply(array)
+
+
+def test_an_image_is_scored_in_its_own_scale_beside_the_target(ask_image, monkeypatch):
     answer = np.random.default_rng(0).random((1, *SHAPE), np.float32)
     answer_with(monkeypatch, lambda wanted: answer if wanted == [None] else None)
     found = ask_image()
     assert list(found.rows.columns[4:8]) == ["psnr", "ssim", "target_psnr", "target_ssim"]
     assert len(found.rows) == 2 * 2 * 2
     for row in found.rows.itertuples():
-        image, truth = spoilt(int(row.case[1]))
-        ends = [
-            np.median([getattr(quantile_scale(spoilt(int(name[1]))[1]), end)
-                       for name in row.context.split(";")])
-            for end in ("low", "high")
-        ]  # fmt: skip
-        restored = ends[0] + (ends[1] - ends[0]) * answer[0]
-        assert row.psnr == pytest.approx(psnr(restored, truth), abs=1e-3)
-        assert row.ssim == pytest.approx(ssim(restored, truth, window=7), abs=1e-3)
-        assert row.target_psnr == pytest.approx(psnr(image, truth), abs=1e-3)
-        assert row.target_ssim == pytest.approx(ssim(image, truth, window=7), abs=1e-3)
+        image, truth = map(scaled, spoilt(int(row.case[1])))
+        assert row.psnr == pytest.approx(psnr(answer[0], truth, 1))
+        assert row.ssim == pytest.approx(ssim(answer[0], truth, 1, window=7))
+        assert row.target_psnr == pytest.approx(psnr(image, truth, 1))
+        assert row.target_ssim == pytest.approx(ssim(image, truth, 1, window=7))
         assert row.note == "SSIM in windows of 7 voxels: thin volume"
     line = found.summary.iloc[0]
     assert (line["class"], line["noted"], line["errors"]) == ("image", 4, 0)
     assert line["psnr"] == pytest.approx(found.rows[found.rows["size"] == 1]["psnr"].mean())
 
 
-def test_the_same_psnr_as_a_session(ask_image, tiny_weights):
+def test_units_that_differ_from_scan_to_scan_do_not_count(ask_image, tmp_path):
+    others = {f"c{start}": [10 * start * array for array in spoilt(start)] for start in range(1, 6)}
+    here, there = ask_image().rows, ask_image(changes=others, out=tmp_path / "other").rows
+    for column in ImageScorer.measures.columns:
+        assert list(there[column]) == pytest.approx(list(here[column]), abs=0.01)
+
+
+def test_the_same_image_as_a_session(ask_image, tiny_weights):
     from medverse_nb import ICLSession
 
-    row = ask_image(sizes=[3], draws=1).rows.iloc[0]
+    row = ask_image(sizes=[1], draws=1).rows.iloc[0]
     session = ICLSession(tiny_weights, task="image", device="cpu", precision="float32")
-    for name in row["context"].split(";"):
-        session.add_context(*map(image_of, spoilt(int(name[1]))), name=name)
-    scan, truth = map(image_of, spoilt(int(row["case"][1])))
-    score = session.predict(scan, truth=truth).score.iloc[0]
-    assert score["psnr"] == pytest.approx(row["psnr"])
-    assert score["target_psnr"] == pytest.approx(row["target_psnr"])
+    pair = spoilt(int(row["context"][1]))
+    session.add_context(*map(image_of, pair), name="only")
+    scan, truth = spoilt(int(row["case"][1]))
+    answer = quantile_scale(pair[1]).apply(session.predict(image_of(scan)).image.values)
+    assert row["psnr"] == pytest.approx(psnr(answer, scaled(truth), 1), abs=1e-3)
+
+
+def test_a_thick_volume_takes_the_whole_ssim_window():
+    image, label = np.random.default_rng(0).random((2, 12, 11, 13))
+    case = make_pair(image, label, name="thick", task="image", affine=np.eye(4))
+    (asked,) = ImageScorer().questions(None)
+    scores, notes = ImageScorer().score({asked: image}, case, [])[asked]
+    assert scores["ssim"] == pytest.approx(ssim(image, scaled(label), 1))
+    assert not notes
 
 
 def test_an_image_without_a_score_is_an_error_and_a_perfect_one_is_counted(ask_image, monkeypatch):
@@ -334,6 +348,22 @@ def test_a_window_that_cannot_fit_is_told_before_anything_is_read(ask, tmp_path,
     with pytest.raises(InputError, match="window of 8"):
         ask(Cohort({}))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["segmentation", "image"])
+def test_an_answer_that_is_not_finite_is_an_error(ask, ask_image, monkeypatch, task):
+    def broken(wanted):
+        answer = np.ones((len(wanted), *SHAPE), np.float32)
+        answer[0, 0, 0, :3] = np.nan
+        return answer
+
+    answer_with(monkeypatch, broken)
+    found = (ask_image if task == "image" else ask)()
+    assert (
+        found.rows["error"] == "the network answered 3 voxels with values that are not finite"
+    ).all()
+    assert found.summary["errors"].sum() == len(found.rows)
+    assert found.summary[found.measures.drawn].isna().all()
 
 
 @pytest.mark.parametrize("bad", ["shape", "nan"])

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from ..classes import Classes, ClassTable, resolve_classes
-from ..context import ContextPair, Task, median_label_scale
+from ..context import ContextPair, Task
 from ..errors import InputError
 from ..geometry import Align
 from ..inference.inputs import Values
+from ..intensity import quantile_scale
 from ..placement import CanonicalVolume
 from ..volume import grid_of, values_of
 from .answers import Answer
@@ -82,7 +84,11 @@ class Scorer(Protocol):
         """
 
     def score(
-        self, answers: Mapping[Asked, NDArray[Any]], case: ContextPair, pairs: Sequence[ContextPair]
+        self,
+        answers: Mapping[Asked, NDArray[Any]],
+        case: ContextPair,
+        pairs: Sequence[ContextPair],
+        /,
     ) -> dict[Asked, Scored]:
         """Return the scores of a case's answers, on its own grid.
 
@@ -130,7 +136,11 @@ class SegmentationScorer:
         return tuple(Asked(spec.name, spec.values) for spec in specs)
 
     def score(
-        self, answers: Mapping[Asked, NDArray[Any]], case: ContextPair, pairs: Sequence[ContextPair]
+        self,
+        answers: Mapping[Asked, NDArray[Any]],
+        case: ContextPair,
+        pairs: Sequence[ContextPair],
+        /,
     ) -> dict[Asked, Scored]:
         masks = Answer.of(np.stack([*answers.values()]), self.task).masks
         return {
@@ -163,10 +173,13 @@ class SegmentationScorer:
 
 @dataclass(frozen=True)
 class ImageScorer:
-    """Images in the units of the labels, beside the target as it came in.
+    """Images, beside the target as it came in, each scaled to [0, 1] by its own quantiles.
 
-    A score's range is that of the truth. Where a volume is thinner than SSIM's window, the
-    largest window that fits is used and noted.
+    So that units, which differ from scan to scan, do not count: a session's `score`, in units,
+    has other figures. Where a volume is thinner than SSIM's window, the largest window that fits
+    is used and noted.
+
+    Source: both papers, data preprocessing; that they score there is an assumption.
     """
 
     task: ClassVar[Task] = "image"
@@ -187,26 +200,30 @@ class ImageScorer:
         return (Asked("image", None),)
 
     def score(
-        self, answers: Mapping[Asked, NDArray[Any]], case: ContextPair, pairs: Sequence[ContextPair]
+        self, answers: Mapping[Asked, NDArray[Any]], case: ContextPair, *_: object
     ) -> dict[Asked, Scored]:
-        ((asked, scaled),) = answers.items()
-        answer = median_label_scale(pairs).invert(scaled)
-        truth, target = values_of(case.label), values_of(case.image)
+        ((asked, answer),) = answers.items()
+        if np.ptp(values_of(case.label)) == 0:
+            raise InputError("the truth is constant: it has no scale, and no score")
+        truth, target = _scaled(case.label), _scaled(case.image)
         shortest = min(truth.shape)
         window = min(SSIM_WINDOW, shortest - 1 + shortest % 2)
-        notes = (
-            [] if window == SSIM_WINDOW else [f"SSIM in windows of {window} voxels: thin volume"]
-        )
+        thin = [f"SSIM in windows of {window} voxels: thin volume"] * (window < SSIM_WINDOW)
         scores = {
-            "psnr": psnr(answer, truth),
-            "ssim": ssim(answer, truth, window=window),
-            "target_psnr": psnr(target, truth),
-            "target_ssim": ssim(target, truth, window=window),
+            "psnr": psnr(answer, truth, 1),
+            "ssim": ssim(answer, truth, 1, window=window),
+            "target_psnr": psnr(target, truth, 1),
+            "target_ssim": ssim(target, truth, 1, window=window),
         }
-        return {asked: Scored(scores, notes)}
+        return {asked: Scored(scores, thin)}
 
     def to_dict(self) -> dict[str, Any]:
         return {"task": self.task}
+
+
+def _scaled(volume: xr.DataArray) -> NDArray[np.float32]:
+    values = values_of(volume)
+    return quantile_scale(values).apply(values)
 
 
 def scorer_of(task: Task, *, align: Align, tolerance_mm: float) -> Scorer:
