@@ -24,11 +24,10 @@ from rich.text import Text
 from .errors import InputError, MedverseError, NotBuiltYet, missing_extra
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from .classes import Classes
     from .cohort import Plan
     from .evaluation.doctor import Report
+    from .evaluation.evaluate import Evaluation
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -332,6 +331,7 @@ def evaluate(
     model: Model = "medverse-tiny",
     device: Device = "auto",
     align: AlignText = "box",
+    task: TaskText = "segmentation",
     seed: Annotated[int, typer.Option(help="Chooses the test cases and the contexts.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -343,11 +343,12 @@ def evaluate(
 
     wanted, numbers = parse_classes(classes), parse_sizes(sizes)
     cohort = Cohort.from_folder(images, labels)
-    session = ICLSession(model, device=device, align=align)
+    session = ICLSession(model, task=task, device=device, align=align)
     with _progress(len(cohort.cases)) as advance:
         found = evaluate_cohort(
-            session.network, cohort, out, weights_sha256=session.weights_hash, classes=wanted,
-            test=test, sizes=numbers, draws=draws, seed=seed, tolerance_mm=tolerance, align=align,
+            session.network, cohort, out, weights_sha256=session.weights_hash, task=task,
+            classes=wanted, test=test, sizes=numbers, draws=draws, seed=seed,
+            tolerance_mm=tolerance, align=align,
             settings=Settings(precision=session.precision), on_progress=advance,
         )  # fmt: skip
     errors = found.rows[found.rows["error"] != ""]
@@ -362,7 +363,7 @@ def evaluate(
         summary = json.loads(found.summary.to_json(orient="records"))  # NaN becomes null
         _print_json({"out": str(out), "left_out": found.left_out, "summary": summary})
     else:
-        _print_evaluation(found.summary, out)
+        _print_evaluation(found, out)
     if len(errors) or found.left_out:
         raise typer.Exit(1)
 
@@ -482,17 +483,18 @@ def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]],
     out_console.print(f"written to {out}/")
 
 
-def _print_evaluation(summary: pd.DataFrame, out: Path) -> None:
-    table = Table("class", "pairs", "Dice", "surface Dice", "HD95 mm", "mean label")
-    for row in summary.to_dict("records"):
-        spread = f"{row['dice']:.3f} ± {row['dice_std']:.3f}".removesuffix(" ± nan")
-        others = [f"{row[key]:.3f}" for key in ("surface_dice", "hd95_mm", "mean_label_dice")]
-        table.add_row(str(row["class"]), str(row["size"]), spread, *others)
+def _print_evaluation(found: Evaluation, out: Path) -> None:
+    headings, drawn = found.measures.headings, found.measures.drawn
+    table = Table("class", "pairs", *headings.values())
+    for row in found.summary.to_dict("records"):
+        means = {column: f"{row[column]:.3f}" for column in headings}
+        means[drawn] += f" ± {row[f'{drawn}_std']:.3f}".removesuffix(" ± nan")
+        table.add_row(str(row["class"]), str(row["size"]), *means.values())
     out_console.print(table)
-    counts = summary[["noted", "hd95_infinite", "errors"]].sum()
+    counts = found.summary[["noted", "infinite", "errors"]].sum()
     out_console.print(
-        f"{counts['noted']} rows with a note, {counts['hd95_infinite']} without a finite HD95, "
-        f"{counts['errors']} errors that no mean contains", soft_wrap=True,
+        f"{counts['noted']} rows with a note, {counts['infinite']} with an infinite score that its "
+        f"mean leaves out, {counts['errors']} errors that no mean contains", soft_wrap=True,
     )  # fmt: skip
     out_console.print(f"written to {out}/: rows.csv, summary.csv, curve.png", soft_wrap=True)
 

@@ -2,21 +2,30 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+from medverse_nb.context import make_pair
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation import evaluate as evaluate_module
 from medverse_nb.evaluation.evaluate import Cohort, evaluate
-from medverse_nb.evaluation.metrics import dice, hd95, surface_dice
+from medverse_nb.evaluation.metrics import dice, hd95, psnr, ssim, surface_dice
 from medverse_nb.evaluation.protocol import draw_orders, split_cohort
-from medverse_nb.evaluation.result_folder import COLUMNS, METRICS
-from medverse_nb.evaluation.summary import summarise
+from medverse_nb.evaluation.result_folder import ResultFolder
+from medverse_nb.evaluation.scorers import ImageScorer, SegmentationScorer
+from medverse_nb.evaluation.summary import draw_curve, summarise
+from medverse_nb.inference import estimate
+from medverse_nb.intensity import quantile_scale
 from medverse_nb.model.registry import load_model
 
+SCORES = SegmentationScorer.measures
 NAMES = [f"case-{number}" for number in range(10)]
 SHAPE, SPACING = (9, 10, 8), (2.0, 1.5, 3.0)
 
@@ -131,7 +140,10 @@ def test_a_row_for_every_case_class_size_and_draw(ask, tmp_path):
     keys = found.rows[["case", "class", "size", "draw"]]
     assert len(keys.drop_duplicates()) == len(keys) == 2 * 2 * 2 * 2
     assert set(found.rows["case"]) == {"c1", "c3"}
-    assert list(found.rows.columns) == [*COLUMNS]
+    assert list(found.rows.columns) == [
+        "case", "class", "size", "draw", "dice", "surface_dice", "hd95_mm", "mean_label_dice",
+        "seconds", "note", "error", "context", "weights_sha256", "seed", "versions",
+    ]  # fmt: skip
     assert set(found.rows["weights_sha256"]) == {"f00"}
     assert (found.rows["error"] == "").all()
     assert found.rows["seconds"].min() > 0
@@ -140,9 +152,8 @@ def test_a_row_for_every_case_class_size_and_draw(ask, tmp_path):
         names = row.context.split(";")
         assert len(names) == row.size
         assert not {"c1", "c3"} & set(names)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "asked.json", "curve.png", "rows.csv", "summary.csv",
-    ]  # fmt: skip
+    files = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert files - {"rows.parquet"} == {"asked.json", "curve.png", "rows.csv", "summary.csv"}
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -186,6 +197,122 @@ def test_the_same_mean_label_and_dice_as_a_session(ask, tiny_weights):
     assert score.loc["class 1", "mean_label_dice"] == pytest.approx(row["mean_label_dice"])
 
 
+# --- image tasks ---------------------------------------------------------------------------------
+
+
+def spoilt(start):
+    """Return a noisy scan and the clean one, in other units."""
+    image, label = drawn(start)
+    return image, (1000.0 + 50 * label + np.arange(SHAPE[2])).astype(np.float32)
+
+
+@pytest.fixture
+def ask_image(ask):
+    def run(**options):
+        changes = options.pop("changes", {})
+        cases = {f"c{start}": spoilt(start) for start in range(1, 6)} | changes
+        return ask(cohort_of(**cases), task="image", **options)
+
+    return run
+
+
+def scaled(array):
+    return quantile_scale(array).apply(array)
+
+
+def test_an_image_is_scored_in_its_own_scale_beside_the_target(ask_image, monkeypatch):
+    answer = np.random.default_rng(0).random((1, *SHAPE), np.float32)
+    answer_with(monkeypatch, lambda wanted: answer if wanted == [None] else None)
+    found = ask_image()
+    assert list(found.rows.columns[4:8]) == ["psnr", "ssim", "target_psnr", "target_ssim"]
+    assert len(found.rows) == 2 * 2 * 2
+    for row in found.rows.itertuples():
+        image, truth = map(scaled, spoilt(int(row.case[1])))
+        assert row.psnr == pytest.approx(psnr(answer[0], truth, 1))
+        assert row.ssim == pytest.approx(ssim(answer[0], truth, 1, window=7))
+        assert row.target_psnr == pytest.approx(psnr(image, truth, 1))
+        assert row.target_ssim == pytest.approx(ssim(image, truth, 1, window=7))
+        assert row.note == "SSIM in windows of 7 voxels: thin volume"
+    line = found.summary.iloc[0]
+    assert (line["class"], line["noted"], line["errors"]) == ("image", 4, 0)
+    assert line["psnr"] == pytest.approx(found.rows[found.rows["size"] == 1]["psnr"].mean())
+
+
+def test_units_that_differ_from_scan_to_scan_do_not_count(ask_image, tmp_path):
+    others = {f"c{start}": [10 * start * array for array in spoilt(start)] for start in range(1, 6)}
+    here, there = ask_image().rows, ask_image(changes=others, out=tmp_path / "other").rows
+    for column in ImageScorer.measures.columns:
+        assert list(there[column]) == pytest.approx(list(here[column]), abs=0.01)
+
+
+def test_the_same_image_as_a_session(ask_image, tiny_weights):
+    from medverse_nb import ICLSession
+
+    row = ask_image(sizes=[1], draws=1).rows.iloc[0]
+    session = ICLSession(tiny_weights, task="image", device="cpu", precision="float32")
+    pair = spoilt(int(row["context"][1]))
+    session.add_context(*map(image_of, pair), name="only")
+    scan, truth = spoilt(int(row["case"][1]))
+    answer = quantile_scale(pair[1]).apply(session.predict(image_of(scan)).image.values)
+    assert row["psnr"] == pytest.approx(psnr(answer, scaled(truth), 1), abs=1e-3)
+
+
+def test_a_thick_volume_takes_the_whole_ssim_window():
+    image, label = np.random.default_rng(0).random((2, 12, 11, 13))
+    case = make_pair(image, label, name="thick", task="image", affine=np.eye(4))
+    (asked,) = ImageScorer().questions(None)
+    scores, notes = ImageScorer().score({asked: image}, case, [])[asked]
+    assert scores["ssim"] == pytest.approx(ssim(image, scaled(label), 1))
+    assert not notes
+
+
+def test_an_image_without_a_score_is_an_error_and_a_perfect_one_is_counted(ask_image, monkeypatch):
+    answer_with(monkeypatch, lambda _wanted: np.zeros((1, *SHAPE), np.float32))
+    image, label = spoilt(3)
+    flat = ask_image(changes={"c3": (image, np.full_like(label, 7))})
+    wrong = flat.rows[flat.rows["case"] == "c3"]
+    assert wrong["error"].str.contains("the truth is constant").all()
+    assert (flat.summary["errors"] == 2).all()
+    assert (flat.summary["cases"] == 1).all()
+
+
+def test_a_target_that_is_the_truth_is_left_out_of_its_own_mean(ask_image, monkeypatch):
+    answer_with(monkeypatch, lambda _wanted: np.zeros((1, *SHAPE), np.float32))
+    _, label = spoilt(3)
+    found = ask_image(changes={"c3": (label, label)})
+    assert math.isinf(found.rows.set_index("case").loc["c3", "target_psnr"].iloc[0])
+    assert (found.summary["infinite"] == 2).all()
+    others = found.rows[found.rows["case"] == "c1"]["target_psnr"]
+    assert found.summary["target_psnr"].iloc[0] == pytest.approx(others.iloc[0])
+
+
+@pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
+def test_an_image_label_with_nan_is_noted(ask_image):
+    image, label = spoilt(3)
+    label[0, 0, :2] = np.nan
+    rows = ask_image(changes={"c3": (image, label)}).rows
+    assert set(rows[rows["note"].str.contains("replaced 2 non-finite")]["case"]) == {"c3"}
+
+
+def test_an_image_task_has_no_classes(ask_image, ask):
+    with pytest.raises(InputError, match="classes are for"):
+        ask_image(classes=[1])
+    with pytest.raises(InputError, match="task='both'"):
+        ask(task="both")
+
+
+def test_the_curve_of_an_image_task_is_psnr(ask_image):
+    from matplotlib.figure import Figure
+
+    summary = ask_image().summary
+    axes = Figure().subplots()
+    draw_curve(axes, summary, ImageScorer.measures)
+    assert [list(line.get_ydata()) for line in axes.lines] == [
+        list(summary["psnr"]), list(summary["target_psnr"]),
+    ]  # fmt: skip
+    assert axes.get_ylabel() == "PSNR dB"
+
+
 # --- what is bad ---------------------------------------------------------------------------------
 
 
@@ -200,6 +327,45 @@ def test_a_scan_with_nan_is_noted_and_counted(ask):
     assert found.summary["noted"].min() >= 2
 
 
+@pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
+def test_a_pair_with_nan_is_noted_where_it_is_used(ask):
+    image, label = drawn(2)
+    image[0, 0, 0] = np.nan
+    rows = ask(cohort_of(c2=(image, label))).rows
+    noted = rows["note"].str.contains("context c2: replaced 1 non-finite")
+    assert noted.any()
+    assert (noted == rows["context"].str.contains("c2")).all()
+
+
+def test_a_scan_without_a_finite_voxel_is_an_error(ask):
+    image, label = drawn(3)
+    rows = ask(cohort_of(c3=(np.full_like(image, np.nan), label))).rows
+    assert (rows["error"].str.contains("no finite voxel") == (rows["case"] == "c3")).all()
+
+
+def test_a_window_that_cannot_fit_is_told_before_anything_is_read(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "free_memory", lambda _: 10)
+    with pytest.raises(InputError, match="window of 8"):
+        ask(Cohort({}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["segmentation", "image"])
+def test_an_answer_that_is_not_finite_is_an_error(ask, ask_image, monkeypatch, task):
+    def broken(wanted):
+        answer = np.ones((len(wanted), *SHAPE), np.float32)
+        answer[0, 0, 0, :3] = np.nan
+        return answer
+
+    answer_with(monkeypatch, broken)
+    found = (ask_image if task == "image" else ask)()
+    assert (
+        found.rows["error"] == "the network answered 3 voxels with values that are not finite"
+    ).all()
+    assert found.summary["errors"].sum() == len(found.rows)
+    assert found.summary[found.measures.drawn].isna().all()
+
+
 @pytest.mark.parametrize("bad", ["shape", "nan"])
 @pytest.mark.filterwarnings("ignore::medverse_nb.checks.VolumeWarning")
 def test_a_truth_that_cannot_be_used_is_an_error_and_the_rest_goes_on(ask, tmp_path, bad):
@@ -208,7 +374,7 @@ def test_a_truth_that_cannot_be_used_is_an_error_and_the_rest_goes_on(ask, tmp_p
     found = ask(cohort_of(c3=(image, other)))
     wrong = found.rows[found.rows["case"] == "c3"]
     assert wrong["error"].str.contains("shape" if bad == "shape" else "non-finite").all()
-    assert wrong[[*METRICS]].isna().all(axis=None)
+    assert wrong[SCORES.columns].isna().all(axis=None)
     assert (found.summary["errors"] == 2).all()
     assert (found.summary["cases"] == 1).all()
     good = ask(cohort_of(), out=tmp_path / "good").rows
@@ -250,10 +416,10 @@ def test_empty_truth_and_prediction_are_noted(ask, monkeypatch):
     assert (set(nothing["dice"]), set(nothing["hd95_mm"])) == ({1}, {0})
     assert (set(missed["dice"]), set(missed["hd95_mm"])) == ({0}, {math.inf})
     first = found.summary[found.summary["class"] == "class 1"]
-    assert (first["hd95_infinite"] == 4).all()
+    assert (first["infinite"] == 4).all()
     assert first["hd95_mm"].isna().all()
     second = found.summary[found.summary["class"] == "class 2"]
-    assert (second["hd95_infinite"] == 2).all()
+    assert (second["infinite"] == 2).all()
     assert (second["hd95_mm"] == 0).all()
 
 
@@ -261,8 +427,8 @@ def test_empty_truth_and_prediction_are_noted(ask, monkeypatch):
 
 
 def stop_after(count):
-    def on_progress(_what, done, _of):
-        if done == count:
+    def on_progress(what, done, _of):
+        if done == count and not what.startswith("reading"):
             raise Cancelled("enough")
 
     return on_progress
@@ -348,18 +514,113 @@ def test_rows_of_other_columns_are_refused(ask, tmp_path, calls):
         ask()
 
 
+def test_a_folder_is_written_by_one_process_at_a_time(ask, tmp_path, calls):
+    whole = ask(out=tmp_path / "whole").rows
+    with pytest.raises(Cancelled):
+        ask(on_progress=stop_after(3))
+    before = (tmp_path / "out" / "rows.csv").read_bytes()
+    asked = json.loads((tmp_path / "out" / "asked.json").read_text())
+    with ResultFolder(tmp_path / "out", asked, ["class 1", "class 2"], SCORES.columns):
+        with pytest.raises(InputError, match="another process"):
+            ask()
+        assert (tmp_path / "out" / "rows.csv").read_bytes() == before
+    pd.testing.assert_frame_equal(
+        ask().rows.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True
+    )
+
+
+def test_a_refused_question_leaves_the_folder_free(ask, calls):
+    ask()
+    with pytest.raises(InputError, match="another evaluation"):
+        ask(sizes=[1])
+    assert len(ask().rows) == 16
+
+
+SLOWLY = """
+import sys, time
+from medverse_nb.cli import main
+from medverse_nb.evaluation import evaluate as module
+
+predictor = module.predictor
+
+def slow_predictor(*arguments, **options):
+    time.sleep(0.5)
+    return predictor(*arguments, **options)
+
+module.predictor = slow_predictor
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_to_the_same_table(cli, cohort, tiny_weights, one_thread):
+    rows = cohort.out / "rows.csv"
+    asked = evaluate_arguments(cohort, tiny_weights, "--draws", 10)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *asked],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not rows.is_file() or rows.read_bytes().count(b"\n") < 7:
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        beside = cli(*asked)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert beside.code == 2
+    assert "another process" in beside.err
+    left = rows.read_bytes()
+    assert 7 <= left.count(b"\n") < 41
+    rows.write_bytes(left[:-5])
+    resumed = cli(*asked)
+    assert resumed.code == 0, resumed.err
+    killed = pd.read_csv(rows)
+    whole = cohort.root / "whole"
+    assert cli(*asked, "--out", whole).code == 0
+    pd.testing.assert_frame_equal(
+        killed.drop(columns="seconds"),
+        pd.read_csv(whole / "rows.csv").drop(columns="seconds"),
+        check_exact=True,
+    )
+    assert len(killed) == 40
+
+
+# --- parquet -------------------------------------------------------------------------------------
+
+
+def test_without_a_parquet_library_there_is_no_parquet(ask, tmp_path, calls, monkeypatch):
+    def no_library(*_arguments, **_options):
+        raise ImportError("Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'.")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", no_library)
+    assert len(ask().rows) == 16
+    assert not list((tmp_path / "out").glob("*parquet*"))
+
+
+def test_parquet_has_the_rows_of_the_table(ask, tmp_path, calls):
+    pytest.importorskip("pyarrow")
+    found = ask(cohort_of(c3=drawn(3, (1, 1))))
+    table = pd.read_parquet(tmp_path / "out" / "rows.parquet")
+    pd.testing.assert_frame_equal(table, found.rows, check_dtype=False)
+
+
 # --- mean and spread -----------------------------------------------------------------------------
 
 
 def test_the_spread_is_that_of_the_draws_means():
     def row(case, draw, value):
-        scores = dict.fromkeys(METRICS, value)
+        scores = dict.fromkeys(SCORES.columns, value)
         return {"case": case, "class": "a", "size": 2, "draw": draw, "seconds": 1.0,
                 "note": "", "error": ""} | scores  # fmt: skip
 
     # Draw 0: cases 0.2 and 0.4, mean 0.3; draw 1: 0.6 and 0.8, mean 0.7.
     rows = [row("x", 0, 0.2), row("y", 0, 0.4), row("x", 1, 0.6), row("y", 1, 0.8)]
-    (line,) = summarise(pd.DataFrame(rows)).to_dict("records")
+    (line,) = summarise(pd.DataFrame(rows), SCORES).to_dict("records")
     assert line["dice"] == pytest.approx(0.5)
     assert line["dice_std"] == pytest.approx(0.4 / math.sqrt(2))
     assert (line["cases"], line["draws"], line["errors"], line["noted"]) == (2, 2, 0, 0)
@@ -368,11 +629,9 @@ def test_the_spread_is_that_of_the_draws_means():
 def test_the_dashed_line_is_the_mean_label(ask, calls):
     from matplotlib.figure import Figure
 
-    from medverse_nb.evaluation.summary import draw_curve
-
     summary = ask().summary
     axes = Figure().subplots()
-    draw_curve(axes, summary)
+    draw_curve(axes, summary, SCORES)
     ours, baseline = axes.lines[:2]
     first = summary[summary["class"] == "class 1"]
     assert list(ours.get_ydata()) == list(first["dice"])
@@ -383,11 +642,16 @@ def test_the_dashed_line_is_the_mean_label(ask, calls):
 # --- the command ---------------------------------------------------------------------------------
 
 
-def run_cli(cli, cohort, weights, *more):
-    return cli(
+def evaluate_arguments(cohort, weights, *more):
+    arguments = (
         "evaluate", cohort.images, cohort.labels, "--out", cohort.out, "--model", weights,
         "--device", "cpu", "--test", 1, "--draws", 2, *more,
     )  # fmt: skip
+    return [str(argument) for argument in arguments]
+
+
+def run_cli(cli, cohort, weights, *more):
+    return cli(*evaluate_arguments(cohort, weights, *more))
 
 
 def test_the_command_writes_and_prints(cli, cohort, tiny_weights):
@@ -405,6 +669,18 @@ def test_the_command_writes_and_prints(cli, cohort, tiny_weights):
     assert named.code == 2
     assert "another evaluation" in named.err
     assert "Traceback" not in named.err
+
+
+def test_the_command_scores_an_image_task(cli, cohort, tiny_weights):
+    outcome = run_cli(cli, cohort, tiny_weights, "--task", "image")
+    assert outcome.code == 0, outcome.err
+    assert "PSNR dB" in outcome.out
+    table = pd.read_csv(cohort.out / "rows.csv")
+    assert set(table["class"]) == {"image"}
+    assert table[["psnr", "ssim", "target_psnr", "target_ssim"]].notna().all(axis=None)
+    other = run_cli(cli, cohort, tiny_weights)
+    assert other.code == 2
+    assert "another evaluation: task" in other.err
 
 
 def test_the_command_tells_bad_cases(cli, cohort, tiny_weights):

@@ -3,6 +3,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
+from scipy.spatial.distance import cdist
 
 import medverse_nb as mv
 from medverse_nb.context import make_pair
@@ -42,6 +44,15 @@ def test_metrics_are_public():
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
 def test_dice_worked_out_by_hand(a, b, expected, dtype):
     assert dice(a.astype(dtype), b.astype(dtype)) == pytest.approx(expected)
+
+
+def test_dice_is_monais():
+    import torch
+    from monai.metrics import DiceMetric
+
+    a, b = np.random.default_rng(0).random((2, 5, 6, 7)) > 0.6
+    theirs = DiceMetric()(*(torch.tensor(mask[None, None]).float() for mask in (a, b)))
+    assert dice(a, b) == pytest.approx(theirs.item())
 
 
 def test_dice_is_symmetric_and_blind_to_order():
@@ -134,14 +145,29 @@ def test_one_far_voxel_of_many_is_beyond_the_percentile():
     assert surface_dice(speck, still, tolerance_mm=1) == pytest.approx(2 * 152 / (2 * 152 + 1))
 
 
+def noise(seed):
+    return np.random.default_rng(seed).random((12, 12, 12)) > 0.7
+
+
 @pytest.mark.parametrize("score", [hd95, partial(surface_dice, tolerance_mm=0.75)])
-def test_surface_scores_are_monais(score):
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 1.25, 2.0), (3.0, 0.4, 0.4)])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (noise(0), noise(1)),
+        (cube((4, 4, 4)), cube((4, 5, 6))),
+        (cube((4, 4, 4)), cube((3, 3, 3), 6)),
+        (cube((1, 1, 1)), cube((7, 7, 7))),
+        (cube((4, 4, 4)) | cube((11, 11, 11), 1), cube((4, 4, 4))),
+        (cube((0, 0, 0), 12), cube((4, 4, 4), 1)),
+    ],
+    ids=["noise", "shifted", "inside", "apart", "speck", "full"],
+)
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+def test_surface_scores_are_monais(score, spacing, a, b):
     import torch
     from monai.metrics import HausdorffDistanceMetric, SurfaceDiceMetric
 
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, 9, 8, 7)) > 0.7
-    spacing = [0.5, 1.25, 2.0]
     metric = (
         HausdorffDistanceMetric(include_background=True, percentile=95)
         if score is hd95
@@ -151,6 +177,21 @@ def test_surface_scores_are_monais(score):
         torch.tensor(a[None, None]).float(), torch.tensor(b[None, None]).float(), spacing=spacing
     )
     assert score(a, b, spacing_mm=spacing) == pytest.approx(metric.aggregate().item())
+
+
+def test_hd95_with_anisotropic_voxels_against_all_distances():
+    spacing = (3.0, 1.25, 0.5)
+
+    def surface_of(mask):
+        return np.argwhere(mask & ~binary_erosion(mask)) * spacing
+
+    a, b = noise(0) & cube((2, 2, 2), 6), noise(1) & cube((3, 2, 4), 7)
+    distances = cdist(surface_of(a), surface_of(b))
+    ways = [np.percentile(distances.min(axis=axis), 95) for axis in (0, 1)]
+    assert hd95(a, b, spacing_mm=spacing) == pytest.approx(max(ways), rel=1e-5)
+    near = [(distances.min(axis=axis) <= 1.25).sum() for axis in (0, 1)]
+    share = sum(near) / sum(distances.shape)
+    assert surface_dice(a, b, tolerance_mm=1.25, spacing_mm=spacing) == pytest.approx(share)
 
 
 def test_surface_scores_of_empty_masks_are_defined():
@@ -188,17 +229,25 @@ def test_ssim_worked_out_by_hand():
     assert score == pytest.approx(expected, abs=5e-3)
 
 
-def test_ssim_is_monais():
+@pytest.mark.parametrize("window", [5, 11])
+@pytest.mark.parametrize("data_range", [1.0, 2.0])
+def test_ssim_and_psnr_are_monais(window, data_range):
     import torch
-    from monai.metrics import SSIMMetric
+    from monai.metrics import PSNRMetric, SSIMMetric
 
     rng = np.random.default_rng(0)
     truth = rng.random((12, 11, 13)).astype(np.float32)
     answer = truth + rng.normal(0, 0.2, truth.shape).astype(np.float32)
-    theirs = SSIMMetric(spatial_dims=3, data_range=2.0)(
-        torch.tensor(answer[None, None]), torch.tensor(truth[None, None])
-    )
-    assert ssim(answer, truth, data_range=2) == pytest.approx(theirs.item(), abs=1e-5)
+    both = torch.tensor(answer[None, None]), torch.tensor(truth[None, None])
+    likeness = SSIMMetric(spatial_dims=3, data_range=data_range, win_size=window)(*both).item()
+    noise_db = PSNRMetric(data_range)(*both).item()
+    assert ssim(answer, truth, data_range, window=window) == pytest.approx(likeness, abs=1e-5)
+    assert psnr(answer, truth, data_range) == pytest.approx(noise_db, abs=1e-4)
+
+
+def test_ssim_knows_itself_and_no_units():
+    rng = np.random.default_rng(0)
+    truth, answer = rng.random((2, 12, 11, 13)).astype(np.float32)
     assert ssim(truth, truth) == pytest.approx(1)
     assert ssim(1000 * answer, 1000 * truth) == pytest.approx(ssim(answer, truth), abs=1e-5)
 

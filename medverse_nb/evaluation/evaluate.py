@@ -8,32 +8,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ..checks import VolumeWarning
-from ..classes import Classes, ClassSpec, ClassTable, resolve_classes
-from ..context import ContextPair, find_class_table, find_pairs, make_pair
+from ..classes import Classes, ClassTable
+from ..context import ContextPair, Task, find_class_table, find_pairs, make_pair
 from ..errors import InputError, MedverseError, OutputError
 from ..files import check_writable
 from ..geometry import Align
-from ..inference.recipe import Settings
+from ..inference.estimate import check_memory
+from ..inference.recipe import Settings, choose_recipe
 from ..io import Source
 from ..model.network import ICLNetwork
-from ..placement import CanonicalVolume
-from ..volume import grid_of, values_of
-from .answers import Answer, OnPrediction, predictor
-from .baselines import mean_label
-from .metrics import dice, hd95, surface_dice
+from .answers import OnPrediction, predictor
 from .protocol import DRAWS, Context, Draws, draw_orders, split_cohort
 from .result_folder import ASKED, Key, ResultFolder, Row
+from .scorers import TOLERANCE_MM, Asked, Measures, Scorer, scorer_of
 from .summary import summarise, write_summary
 
-TOLERANCE_MM = 1.0
 PACKAGES = ("medverse_nb", "torch", "monai", "numpy")
+ANY_SHAPE = (1, 1, 1)  # the window of a run, and so its memory, does not depend on the volume
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,13 @@ class Evaluation(NamedTuple):
     rows : a line a case, class and context, as `docs/evaluation.md` tells.
     summary : mean and spread over the draws, as `summarise` tells.
     left_out : cases that could not serve as context, and why.
+    measures : the columns that have the scores.
     """
 
     rows: pd.DataFrame
     summary: pd.DataFrame
     left_out: dict[str, str]
+    measures: Measures
 
 
 def evaluate(
@@ -73,6 +73,7 @@ def evaluate(
     out: str | Path,
     *,
     weights_sha256: str,
+    task: Task = "segmentation",
     classes: Classes = None,
     test: float = 0.2,
     sizes: Sequence[int] | None = None,
@@ -90,47 +91,54 @@ def evaluate(
 
     Parameters
     ----------
-    out : folder for `asked.json`, `rows.csv`, `summary.csv` and `curve.png`.
+    out : folder for `asked.json`, `rows.csv`, `summary.csv` and `curve.png`, and `rows.parquet`
+        where pyarrow or fastparquet is installed; written by one process at a time.
     weights_sha256 : of the network, told in every row.
+    task : "segmentation", or "image", where labels are images.
     classes : as in `ICLSession.predict`; None for every value in the meta-context.
     test, seed : as in `split_cohort`.
     sizes, draws : as in `draw_orders`.
     tolerance_mm : of the surface Dice.
-    on_progress : called with what is being predicted, predictions done, and of how many.
+    on_progress : called with what is being done, how many are, and of how many: first cases
+        are read, then predictions made.
 
     Raises
     ------
-    InputError : a folder of another question, or a setting that cannot be.
+    InputError : a folder of another question, or that another process writes to; a setting that
+        cannot be; a window that does not fit into memory.
     ContextError : too few cases, no foreground, or a class that no pair has.
     OutputError : the folder cannot be written.
 
-    Source: Neuroverse3D, evaluation over context sizes and random draws of the context.
+    Source: Neuroverse3D 4.4 and C.2, Medverse Figure 6: Dice and PSNR by context size, over draws of
+    the context. Surface Dice, HD95 and SSIM are added here.
     """
     out, settings = Path(out), settings or Settings()
     check_writable(out / ASKED)
-    if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise InputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
+    check_memory(network, choose_recipe(network.config, ANY_SHAPE, settings), settings)
+    scorer = scorer_of(task, align=align, tolerance_mm=tolerance_mm)
     split = split_cohort([*cohort.cases], test, seed=seed)
-    facts = {name: _facts_of(name, cohort) for name in cohort.cases}
+    tell = on_progress or (lambda _what, _done, _count: None)
+    facts: dict[str, Facts] = {}
+    for name in cohort.cases:
+        tell(f"reading {name}", len(facts), len(cohort.cases))
+        facts[name] = _facts_of(name, cohort, task)
     left_out = {name: facts[name].error for name in split.meta_context if facts[name].error}
     usable = [name for name in split.meta_context if name not in left_out]
     contexts = draw_orders(usable, sizes=sizes, draws=draws, seed=seed)
     found = {value for name in usable for value in facts[name].values}
-    specs = resolve_classes(classes, found, cohort.table)
+    questions = scorer.questions(classes, found, cohort.table)
     asked = {
+        **scorer.to_dict(),
         "cases": {name: facts[name].hash for name in sorted(facts)},
         "test": split.test,
         "sizes": contexts.sizes,
         "draws": draws,
         "seed": seed,
-        "classes": [spec.to_dict() for spec in specs],
-        "tolerance_mm": tolerance_mm,
+        "classes": questions,
         "align": align,
         "weights_sha256": weights_sha256,
         "settings": asdict(settings),
     }
-    folder = ResultFolder(out, asked, [spec.name for spec in specs])
-    scorer = Scorer(network, cohort, contexts, tuple(specs), align, settings, tolerance_mm)
     common = {
         "weights_sha256": weights_sha256,
         "seed": seed,
@@ -142,18 +150,21 @@ def evaluate(
         for case in split.test
         for size in contexts.sizes
     ]
-    tell = on_progress or (lambda _what, _done, _count: None)
-    for done, key in enumerate(order):
-        tell(f"{key.case}, {key.size} pairs", done, len(order))
-        if key in folder.done:
-            continue
-        rows = scorer.rows(key.case, contexts.context(key.draw, key.size))
-        folder.append([{**row, **common} for row in rows])
-    tell("", len(order), len(order))
-    table = folder.table(order)
-    summary = summarise(table)
-    write_summary(summary, out)
-    return Evaluation(table, summary, left_out)
+    runner = Runner(network, cohort, contexts, questions, scorer, align, settings)
+    names = [one.name for one in questions]
+    with ResultFolder(out, asked, names, scorer.measures.columns) as folder:
+        for done, key in enumerate(order):
+            tell(f"{key.case}, {key.size} pairs", done, len(order))
+            if key in folder.done:
+                continue
+            rows = runner.rows(key.case, contexts.context(key.draw, key.size))
+            folder.append([{**row, **common} for row in rows])
+        tell("", len(order), len(order))
+        table = folder.table(order)
+        folder.write_parquet(table)
+        summary = summarise(table, scorer.measures)
+        write_summary(summary, out, scorer.measures)
+    return Evaluation(table, summary, left_out, scorer.measures)
 
 
 class Facts(NamedTuple):
@@ -164,9 +175,9 @@ class Facts(NamedTuple):
     error: str
 
 
-def _facts_of(name: str, cohort: Cohort) -> Facts:
+def _facts_of(name: str, cohort: Cohort, task: Task) -> Facts:
     try:
-        pair = make_pair(*cohort.cases[name], name=name)
+        pair = make_pair(*cohort.cases[name], name=name, task=task)
     except OutputError:
         raise  # no scratch space: the next case would be lost too
     except MedverseError as error:
@@ -175,20 +186,20 @@ def _facts_of(name: str, cohort: Cohort) -> Facts:
 
 
 @dataclass
-class Scorer:
-    """Predicts a case from a context and scores it; keeps the pairs of one draw and case."""
+class Runner:
+    """Predicts a case from a context and has it scored; keeps the pairs of one draw and case."""
 
     network: ICLNetwork
     cohort: Cohort
     contexts: Draws
-    classes: tuple[ClassSpec, ...]
+    questions: tuple[Asked, ...]
+    scorer: Scorer
     align: Align
     settings: Settings
-    tolerance_mm: float
     kept: dict[str, ContextPair] = field(default_factory=dict)
 
     def rows(self, case: str, context: Context) -> list[Row]:
-        """Return a row a class: scores, or what was wrong."""
+        """Return a row a question: scores, or what was wrong."""
         common: Row = {
             "case": case,
             "size": context.size,
@@ -196,40 +207,33 @@ class Scorer:
             "context": ";".join(context.names),
         }
         try:
-            scored = list(self._scores(case, context))
+            scored = list(self._scored(case, context))
         except OutputError:
             raise
         except MedverseError as error:
             message = " ".join(str(error).split())
-            return [{**common, "class": spec.name, "error": message} for spec in self.classes]
+            return [{**common, "class": one.name, "error": message} for one in self.questions]
         return [{**common, **row} for row in scored]
 
-    def _scores(self, case: str, context: Context) -> Iterator[Row]:
+    def _scored(self, case: str, context: Context) -> Iterator[Row]:
         pairs, target = self._read(case, context)
-        held = {
-            spec: sum(bool({*pair.values} & {*spec.values}) for pair in pairs)
-            for spec in self.classes
-        }
-        present = [spec for spec in self.classes if held[spec]]
+        shown = {one: sum(one.shown_by(pair) for pair in pairs) for one in self.questions}
         started = time.perf_counter()
-        masks = self._predict(target, pairs, present)
+        answers = self._predict(target, pairs, [one for one in self.questions if shown[one]])
         seconds = round(time.perf_counter() - started, 3)
+        scored = self.scorer.score(answers, target, pairs) if answers else {}
         changes = [f"target: {change}" for change in target.changes]
         changes += [f"context {pair.name}: {change}" for pair in pairs for change in pair.changes]
-        for spec in self.classes:
-            if not held[spec]:
+        for one in self.questions:
+            if one not in scored:
                 error = f"none of the {len(pairs)} pairs has this class"
-                yield {"class": spec.name, "error": error}
+                yield {"class": one.name, "error": error}
                 continue
-            notes = [*changes]
-            if without := len(pairs) - held[spec]:
-                notes.append(f"{without} of {len(pairs)} pairs without this class")
-            yield {
-                "class": spec.name,
-                "seconds": seconds,
-                **self._compare(masks[spec.number], spec, target, pairs, notes),
-                "note": "; ".join(notes),
-            }
+            scores, special = scored[one]
+            without = len(pairs) - shown[one]
+            lack = [f"{without} of {len(pairs)} pairs without this class"] if without else []
+            note = "; ".join([*changes, *lack, *special])
+            yield {"class": one.name, "seconds": seconds, **scores, "note": note}
 
     def _read(self, case: str, context: Context) -> tuple[list[ContextPair], ContextPair]:
         """Return the context's pairs and the target; those read before are kept."""
@@ -239,46 +243,24 @@ class Scorer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VolumeWarning)  # told before, and in the notes
             for name in {case, *context.names} - set(self.kept):
-                self.kept[name] = make_pair(*self.cohort.cases[name], name=name)
+                source = self.cohort.cases[name]
+                self.kept[name] = make_pair(*source, name=name, task=self.scorer.task)
         return [self.kept[name] for name in context.names], self.kept[case]
 
     def _predict(
-        self, target: ContextPair, pairs: Sequence[ContextPair], classes: Sequence[ClassSpec]
-    ) -> dict[int, NDArray[np.bool_]]:
-        """Return the mask of each class by its number."""
-        if not classes:
+        self, target: ContextPair, pairs: Sequence[ContextPair], questions: Sequence[Asked]
+    ) -> dict[Asked, NDArray[Any]]:
+        """Return the network's answer (X, Y, Z) to each question, in [0, 1] and finite."""
+        if not questions:
             return {}
         predict = predictor(
             self.network,
             target.image,
-            [spec.values for spec in classes],
+            [one.values for one in questions],
             align=self.align,
             settings=self.settings,
         )
-        masks = Answer.of(predict(pairs), "segmentation").masks
-        return {spec.number: mask for spec, mask in zip(classes, masks, strict=True)}
-
-    def _compare(
-        self,
-        mask: NDArray[np.bool_],
-        spec: ClassSpec,
-        target: ContextPair,
-        pairs: Sequence[ContextPair],
-        notes: list[str],
-    ) -> Row:
-        """Return the scores of one mask; what makes them special is added to the notes."""
-        truth = np.isin(values_of(target.label), spec.values)
-        spacing = grid_of(target.image).spacing_mm
-        canonical = CanonicalVolume.of(target.image)
-        mean = mean_label(pairs, canonical.grid, self.align, spec.values) > 0.5
-        empty = [name for name, a in (("truth", truth), ("prediction", mask)) if not a.any()]
-        if empty:
-            notes.append(f"no foreground in {' and '.join(empty)}")
-        return {
-            "dice": dice(mask, truth),
-            "surface_dice": surface_dice(
-                mask, truth, tolerance_mm=self.tolerance_mm, spacing_mm=spacing
-            ),
-            "hd95_mm": hd95(mask, truth, spacing_mm=spacing),
-            "mean_label_dice": dice(canonical.reorientation.undo(mean), truth),
-        }
+        answers = predict(pairs)
+        if bad := answers.size - int(np.count_nonzero(np.isfinite(answers))):
+            raise InputError(f"the network answered {bad} voxels with values that are not finite")
+        return dict(zip(questions, answers, strict=True))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 NO_SPACING = (1.0, 1.0, 1.0)
+SSIM_WINDOW = 11  # voxels
 
 
 def dice(prediction: Any, truth: Any) -> float:
@@ -122,7 +123,7 @@ def psnr(prediction: Any, truth: Any, data_range: float | None = None) -> float:
 
 
 def ssim(
-    prediction: Any, truth: Any, data_range: float | None = None, *, window: int = 11
+    prediction: Any, truth: Any, data_range: float | None = None, *, window: int = SSIM_WINDOW
 ) -> float:
     """Return the structural similarity of two images, in [-1, 1]; 1 for a perfect answer.
 

@@ -1,4 +1,9 @@
-"""The papers' protocol: which cases are context, which are predicted, in which sizes and draws."""
+"""The papers' protocol: which cases are context, which are predicted, in which sizes and draws.
+
+Source: Neuroverse3D 4.1 (a meta-context set and a test set, 8:2; Medverse has 5:5), C.2 (ten
+contexts of each setting, mean and standard deviation); Medverse Figure 6 (1 to 16 pairs).
+Deviation: within a draw a larger context only adds pairs; the papers do not say how theirs relate.
+"""
 
 from __future__ import annotations
 

@@ -11,20 +11,22 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from ..errors import InputError, OutputError, first_line
 from ..files import check_writable, is_partial, write_atomically
 
-ASKED, ROWS = "asked.json", "rows.csv"
-METRICS = ("dice", "surface_dice", "hd95_mm", "mean_label_dice")
-NUMBERS = ("size", "draw", *METRICS, "seconds", "seed")
-COLUMNS = (
-    "case", "class", "size", "draw", *METRICS, "seconds", "note", "error", "context",
-    "weights_sha256", "seed", "versions",
+ASKED, ROWS, PARQUET = "asked.json", "rows.csv", "rows.parquet"
+LOCK = ".lock"
+ABOUT = ("case", "class", "size", "draw")
+NUMBERS = ("size", "draw", "seconds", "seed")
+MADE_WITH = (
+    "seconds", "note", "error", "context", "weights_sha256", "seed", "versions",
 )  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -41,23 +43,56 @@ class Key(NamedTuple):
 class ResultFolder:
     """The rows of one question; `done` are the groups that need not be computed again.
 
+    A context manager: on entering, the folder is locked for this process, and what is there is
+    read. The lock is the operating system's, so that it ends with the process, however that ends.
+
     Parameters
     ----------
     asked : what tells this evaluation from any other, as plain JSON values.
     classes : names, in the order of a group's rows.
+    scores : columns that have the scores.
 
     Raises
     ------
-    InputError : the folder holds something else, another question, or rows that cannot be read.
+    InputError : another process writes to the folder; it holds something else, another question,
+        or rows that cannot be read.
     OutputError : it cannot be written.
     """
 
-    def __init__(self, path: Path, asked: dict[str, Any], classes: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, asked: dict[str, Any], classes: Sequence[str], scores: Sequence[str]
+    ) -> None:
         self.path = path
         self.rows_path = check_writable(path / ROWS)
         self.classes = list(classes)
-        self._ask(json.loads(json.dumps(asked)))
-        self._groups = self._read_whole_groups()
+        self.scores = list(scores)
+        self.columns = [*ABOUT, *scores, *MADE_WITH]
+        self._asked = json.loads(json.dumps(asked))
+        self._lock = FileLock(path / LOCK)
+        self._groups: dict[Key, list[list[str]]] = {}
+
+    def __enter__(self) -> Self:
+        self._refuse_foreign_folder()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another process evaluates into this folder; let it finish, or give "
+                "another one"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be locked ({error.strerror})") from error
+        try:
+            self._ask()
+            self._groups = self._read_whole_groups()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     @property
     def done(self) -> set[Key]:
@@ -71,9 +106,9 @@ class ResultFolder:
         ------
         OutputError : no space left, or no permission.
         """
-        lines = [[_text(row.get(column)) for column in COLUMNS] for row in rows]
+        lines = [[_text(row.get(column)) for column in self.columns] for row in rows]
         new = not self.rows_path.exists()
-        text = _as_csv([[*COLUMNS], *lines] if new else lines)
+        text = _as_csv([self.columns, *lines] if new else lines)
         try:
             with open(self.rows_path, "a", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -83,33 +118,47 @@ class ResultFolder:
             raise OutputError(
                 f"{self.rows_path}: could not be written ({error.strerror})"
             ) from error
-        self._groups[_key(dict(zip(COLUMNS, lines[0], strict=True)))] = lines
+        self._groups[_key(dict(zip(self.columns, lines[0], strict=True)))] = lines
 
     def table(self, order: Sequence[Key]) -> pd.DataFrame:
         """Return the rows of these groups, in this order, with numbers as numbers."""
         lines = [line for key in order for line in self._groups.get(key, ())]
-        table = pd.DataFrame(lines, columns=[*COLUMNS])
-        for column in NUMBERS:
+        table = pd.DataFrame(lines, columns=self.columns)
+        for column in (*NUMBERS, *self.scores):
             table[column] = pd.to_numeric(table[column])
         return table
 
-    def _ask(self, asked: dict[str, Any]) -> None:
-        """Keep the question, or make sure that it is the one that was kept."""
-        place = self.path / ASKED
-        if place.is_file():
-            before = _read_question(place)
-            if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
-                raise InputError(
-                    f"{self.path} holds another evaluation: {', '.join(changed)} changed since; "
-                    "ask as before, give another folder, or delete this one"
-                )
-        elif self.path.is_dir() and any(not is_partial(inside) for inside in self.path.iterdir()):
+    def write_parquet(self, table: pd.DataFrame) -> None:
+        """Write a table as `rows.parquet`, where a library for that is installed.
+
+        Raises
+        ------
+        OutputError : it cannot be written.
+        """
+        with suppress(ImportError):  # neither pyarrow nor fastparquet, or one too old for pandas
+            write_atomically(self.path / PARQUET, lambda part: table.to_parquet(part, index=False))
+
+    def _refuse_foreign_folder(self) -> None:
+        if not self.path.is_dir() or (self.path / ASKED).is_file():
+            return
+        if any(not is_partial(one) and one.name != LOCK for one in self.path.iterdir()):
             raise InputError(
                 f"{self.path} is no folder of an evaluation and not empty; give another one"
             )
-        else:
+
+    def _ask(self) -> None:
+        """Keep the question, or make sure that it is the one that was kept."""
+        place, asked = self.path / ASKED, self._asked
+        if not place.is_file():
             text = json.dumps(asked, indent=2)
             write_atomically(place, lambda part: part.write_text(text, encoding="utf-8"))
+            return
+        before = _read_question(place)
+        if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
+            raise InputError(
+                f"{self.path} holds another evaluation: {', '.join(changed)} changed since; "
+                "ask as before, give another folder, or delete this one"
+            )
 
     def _read_whole_groups(self) -> dict[Key, list[list[str]]]:
         """Read the rows; what a killed run left half-written is taken out of the file."""
@@ -119,10 +168,10 @@ class ResultFolder:
             there = self.rows_path.read_bytes()
             whole = there[: there.rfind(b"\n") + 1]  # a line counts once its end was written
             text = io.StringIO(whole.decode(), newline="")
-            header, *lines = list(csv.reader(text)) or [[*COLUMNS]]
-            if header != [*COLUMNS]:
+            header, *lines = list(csv.reader(text)) or [self.columns]
+            if header != self.columns:
                 raise ValueError("it has other columns")  # noqa: TRY301, told below as the others
-            found = [_key(dict(zip(COLUMNS, line, strict=True))) for line in lines]
+            found = [_key(dict(zip(self.columns, line, strict=True))) for line in lines]
         except (OSError, ValueError, csv.Error) as error:
             raise InputError(
                 f"{self.rows_path}: damaged ({first_line(error)}); delete the folder, or give "
@@ -134,9 +183,9 @@ class ResultFolder:
         groups = {
             key: group
             for key, group in groups.items()
-            if [line[COLUMNS.index("class")] for line in group] == self.classes
+            if [line[ABOUT.index("class")] for line in group] == self.classes
         }
-        kept = _as_csv([[*COLUMNS], *(line for group in groups.values() for line in group)])
+        kept = _as_csv([self.columns, *(line for group in groups.values() for line in group)])
         if kept.encode() != there:
             write_atomically(self.rows_path, lambda part: part.write_bytes(kept.encode()))
         return groups
