@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from adversarial import CONTEXTS, TARGETS, invert
 from brains import IMAGE_TASKS, draw_image_task, read_heads, restore
-from hippocampus import CLASSES, UNET_SECONDS, Cohort
+from hippocampus import CLASSES, Cohort
 from kept_rows import KeptRows, Row
 from record import RESULTS, record
 from scipy import ndimage
@@ -58,9 +58,11 @@ from medverse_nb.tuning import tune_on_pairs
 SPECS = (ClassSpec(1, "hippocampus", CLASSES["hippocampus"], (230, 159, 0)),)
 SIZES = (1, 4, 8, 16)
 POOL, CHOSEN, RANDOM_DRAWS, INVERTED_SIZE = 40, (1, 4, 8), 3, 4
-ADVERSARIAL_PAIRS, REGISTERED_PAIRS = 8, 4
+ADVERSARIAL_CASES, ADVERSARIAL_PAIRS, ADVERSARIAL_SECONDS = 10, 8, 60
+REGISTERED_CASES, REGISTERED_PAIRS = 10, 4
 SUBJECTS = 4
 AS_IT_IS = "as it is"
+UNET = Trained("U-Net", "unet")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class Bench:
         """The model as a method."""
         settings = Settings(precision=self.session.precision)
         return ThisNetwork(self.model, self.session.network, settings)
+
+    @cached_property
+    def tuned(self) -> Tuned:
+        """The model, tuned on the pairs first."""
+        return Tuned(f"{self.model}, tuned", self.ours.network, self.ours.settings)
 
     def pairs(self, size: int, seed: int) -> list[ContextPair]:
         """Return the first pairs of a shuffled pool: sizes are nested."""
@@ -205,8 +212,8 @@ def dice(bench: Bench) -> Row:
         MeanLabel(),
         BestPair(),
         Registration(),
-        Tuned(f"{bench.model}, tuned", bench.ours.network, bench.ours.settings),
-        Trained("U-Net", "unet"),
+        bench.tuned,
+        UNET,
         Trained("Swin UNETR", "swin_unetr"),
     ]
     for draw in range(bench.draws):
@@ -235,7 +242,8 @@ def registration(bench: Bench) -> Row:
     """Score the stages of the registration, with other pairs for each case."""
     kept = bench.kept("registration")
     stages = [MeanLabel(), Registration("affine", deform=False), Registration("affine and demons")]
-    for number, case in enumerate(bench.cohort.cases):
+    cases = bench.cohort.cases[:REGISTERED_CASES]
+    for number, case in enumerate(cases):
         alone = Cohort(bench.cohort.folder, [case], bench.cohort.pool)
         pairs = bench.pairs(REGISTERED_PAIRS, seed=100 + number)
         for stage in stages:
@@ -244,7 +252,7 @@ def registration(bench: Bench) -> Row:
     seconds = pd.DataFrame(kept.rows).groupby("method")["seconds"].median() / REGISTERED_PAIRS
     for name, row in figures.items():
         row["seconds_a_pair"] = round(float(seconds[name]), 2)
-    return {"pairs": REGISTERED_PAIRS, "rows": figures}
+    return {"cases": len(cases), "pairs": REGISTERED_PAIRS, "rows": figures}
 
 
 def retrieval(bench: Bench) -> Row:
@@ -288,7 +296,8 @@ def retrieval(bench: Bench) -> Row:
 
 def adversarial(bench: Bench) -> Row:
     """Score contexts and targets that are wrong on purpose."""
-    kept = bench.kept("adversarial", unet_seconds=UNET_SECONDS)
+    kept = bench.kept("adversarial", seconds=ADVERSARIAL_SECONDS)
+    cases = bench.cohort.cases[:ADVERSARIAL_CASES]
     pairs = bench.pairs(ADVERSARIAL_PAIRS, seed=0)
     unchanged = {AS_IT_IS: lambda target, truth: (target, truth)}
     contexts = {AS_IT_IS: pairs} | {name: change(pairs) for name, change in CONTEXTS.items()}
@@ -307,18 +316,24 @@ def adversarial(bench: Bench) -> Row:
 
     for situation in (*contexts, *TARGETS):
         for method in (bench.ours, MeanLabel()):
-            for case in bench.cohort.cases:
+            for case in cases:
                 if not kept.has(situation=situation, method=method.name, case=case):
                     kept.add([score(method, situation, case)])
-    if not kept.has(method="U-Net"):  # of right pairs: wrong ones would need a training each
-        unet = Trained("U-Net", "unet").fit(pairs, SPECS, UNET_SECONDS)
-        situations = (AS_IT_IS, *TARGETS)
-        kept.add([score(unet, name, case) for name in situations for case in bench.cohort.cases])
+    for learner in (bench.tuned, UNET):  # of right pairs: wrong ones would need a training each
+        if not kept.has(method=learner.name):
+            learnt = learner.fit(pairs, SPECS, ADVERSARIAL_SECONDS)
+            situations = (AS_IT_IS, *TARGETS)
+            kept.add([score(learnt, name, case) for name in situations for case in cases])
     means = pd.DataFrame(kept.rows).groupby(["situation", "method"])[["dice", "volume"]].mean()
     rows: dict[str, Row] = {name: {} for name in (*contexts, *TARGETS)}
     for (situation, method), row in means.round(4).iterrows():
         rows[situation][method] = row.to_dict()
-    return {"pairs": ADVERSARIAL_PAIRS, "unet_seconds": UNET_SECONDS, "rows": rows}
+    return {
+        "cases": len(cases),
+        "pairs": ADVERSARIAL_PAIRS,
+        "seconds": ADVERSARIAL_SECONDS,
+        "rows": rows,
+    }
 
 
 def enhance(bench: Bench) -> Row:

@@ -15,10 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evidence_tables import EVIDENCE
+
 ROOT = Path(__file__).parents[1]
+PAGES_OF_DOCS = ("baselines.md", "evidence.md", "models.md", "scaling.md", "viewers.md")
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / page for page in ("models.md", "scaling.md", "viewers.md")),
+    *(ROOT / "docs" / page for page in PAGES_OF_DOCS),
 )
 BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 
@@ -277,7 +280,7 @@ TABLES = {
     "released_window": released_window,
     "released_volume": released_volume,
 }
-MAY_BE_ABSENT = {"ablations", "engine_memory"}
+MAY_BE_ABSENT = {"ablations", "engine_memory", *EVIDENCE}
 
 
 def render(page: str, results: dict[str, Any]) -> str:
@@ -287,7 +290,11 @@ def render(page: str, results: dict[str, Any]) -> str:
         begin, name, end = block.groups()
         if name in MAY_BE_ABSENT and name not in results:
             return begin + end
-        return f"{begin}\n{TABLES[name](results[name])}\n\n{end}"
+        if name in EVIDENCE:
+            text = f"{EVIDENCE[name](results[name])} {measured(results[name])}"
+        else:
+            text = TABLES[name](results[name])
+        return f"{begin}\n{text}\n\n{end}"
 
     return BLOCK.sub(renew, page)
 
