@@ -6,7 +6,7 @@ Every row is kept in `--work` as soon as it is measured, so a run that was ended
 was; a part that is done is recorded in `results.json`. On two idle cores, twenty cases:
 
     registration    3 min   what each stage of the registration is worth
-    adversarial     8 min   contexts and targets that are wrong on purpose
+    adversarial    10 min   contexts and targets that are wrong on purpose
     enhance         3 min   restored images, and what should not be touched
     retrieval      15 min   which pairs of a pool to choose
     dice           75 min   all methods on the same cases and contexts; each draw as long again
@@ -314,18 +314,22 @@ def adversarial(bench: Bench) -> Row:
             "volume": round(float(mask.sum() / truth.sum()), 4),
         }
 
-    for situation in (*contexts, *TARGETS):
-        for method in (bench.ours, MeanLabel()):
+    everything, targets = (*contexts, *TARGETS), (AS_IT_IS, *TARGETS)
+    for method, situations in (
+        (bench.ours, everything),
+        (MeanLabel(), everything),
+        (Registration(), targets),
+    ):
+        for situation in situations:
             for case in cases:
                 if not kept.has(situation=situation, method=method.name, case=case):
                     kept.add([score(method, situation, case)])
     for learner in (bench.tuned, UNET):  # of right pairs: wrong ones would need a training each
         if not kept.has(method=learner.name):
             learnt = learner.fit(pairs, SPECS, ADVERSARIAL_SECONDS)
-            situations = (AS_IT_IS, *TARGETS)
-            kept.add([score(learnt, name, case) for name in situations for case in cases])
+            kept.add([score(learnt, name, case) for name in targets for case in cases])
     means = pd.DataFrame(kept.rows).groupby(["situation", "method"])[["dice", "volume"]].mean()
-    rows: dict[str, Row] = {name: {} for name in (*contexts, *TARGETS)}
+    rows: dict[str, Row] = {name: {} for name in everything}
     for (situation, method), row in means.round(4).iterrows():
         rows[situation][method] = row.to_dict()
     return {

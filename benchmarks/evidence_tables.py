@@ -90,8 +90,8 @@ def adversarial(result: dict[str, Any]) -> str:
         f"{table(['Dice, volume', *methods], rows)}\n\n{result['cases']} real hippocampus cases, "
         f"{result['pairs']} pairs, {result['seconds']} seconds for what learns. Volume: of the "
         "answer, over the true one of the case as it is; 0 is right where there is nothing to find "
-        "(Dice 1), and anything else is found by mistake. What learns was given the right pairs "
-        "alone."
+        "(Dice 1), and anything else is found by mistake. Wrong contexts were given to the model and "
+        "the mean label alone."
     )
 
 
@@ -108,8 +108,8 @@ def enhance(result: dict[str, Any]) -> str:
     return (
         f"{table(['PSNR, dB', *columns.values()], rows)}\n\n{result['subjects']} held-out heads. "
         "Median filter: 3 x 3 x 3 voxels, no context. Context of another task: of the row below, "
-        "for the last one of the first. Clean target: nothing was to be done, so this is the most "
-        "that the network leaves intact."
+        "for the last one of the first. Clean target: the answer to a "
+        "target that was not spoilt."
     )
 
 
