@@ -2,9 +2,10 @@
 # Without make, see "python -m medverse_nb --help"; to start over, delete .venv.
 
 PYTHON ?= python3
-# For `make benchmark`: the folder of public data beside the repository.
+# For `make benchmark` and `make evidence`: the folder of public data beside the repository.
 SHARED := $(or $(MEDVERSE_NB_SHARED),../shared)
 TRAIN_ARGS ?=
+EVIDENCE_ARGS ?=
 CHROMIUM := $(or $(MEDVERSE_NB_CHROMIUM),/usr/bin/chromium)
 
 VENV := .venv
@@ -15,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-browser lint train benchmark clean
+.PHONY: help demo test test-browser lint train benchmark evidence clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +46,11 @@ benchmark: $(VENV)/ready-demo ## measure the shipped weights into benchmarks/res
 	$(PY) benchmarks/speed.py
 	$(PY) benchmarks/brains.py --label-maps "$(SHARED)/data/brain_label_maps"
 	$(PY) benchmarks/hippocampus.py --folder "$(SHARED)/data/hippocampus"
+
+evidence: $(VENV)/ready-dev ## measure every claim beside its alternatives; two hours, goes on where it was
+	$(PY) benchmarks/evidence.py --folder "$(SHARED)/data/hippocampus" \
+	    --label-maps "$(SHARED)/data/brain_label_maps" $(EVIDENCE_ARGS)
+	$(PY) benchmarks/tables.py
 
 clean: ## delete caches and build products; keeps .venv, runs and your results
 	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_out

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pandas import Series
 from record import record
 from torch import Generator, Tensor
 
@@ -131,21 +132,40 @@ def score_structure(
     }
 
 
-def score_image_task(
-    model: str, heads: Sequence[HeadMap], name: str, target: int
-) -> dict[str, float]:
-    """Return PSNR in dB of one restored volume, and of the spoilt one."""
+def draw_image_task(heads: Sequence[HeadMap], name: str, target: int) -> tuple[Tensor, Tensor]:
+    """Draw what is spoilt in one way, always the same: a held-out target, then eight pairs.
+
+    Returns
+    -------
+    Clean and spoilt images in [0, 1], each (1 + PAIRS, X, Y, Z).
+    """
     generator = Generator().manual_seed(SEED + 10_000 + target)
     heads = choose(heads, target, generator)
     labels = cut(heads, STRUCTURES["thalamus"], "by structure", generator)
     clean = render_images(labels, generator, labels.classes.shape[-1])
-    spoilt = IMAGE_TASKS[name](clean, generator)
-    session = session_of(model, spoilt[1:].numpy(), clean[1:].numpy(), "image")
-    score = session.predict(spoilt[0].numpy(), affine=np.eye(4), truth=clean[0].numpy()).score
-    return {
-        "psnr": float(score["psnr"].iloc[0]),
-        "spoilt_psnr": float(score["target_psnr"].iloc[0]),
-    }
+    return clean, IMAGE_TASKS[name](clean, generator)
+
+
+def restore(model: str, context: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Series:
+    """Return `psnr` of a restored volume in dB, and `target_psnr`, of the one that came in.
+
+    Parameters
+    ----------
+    context, target : the clean and the spoilt, (PAIRS, X, Y, Z) and (X, Y, Z).
+    """
+    clean, spoilt = (images.numpy() for images in context)
+    truth, scan = (image.numpy() for image in target)
+    session = session_of(model, spoilt, clean, "image")
+    return session.predict(scan, affine=np.eye(4), truth=truth).score.iloc[0]
+
+
+def score_image_task(
+    model: str, heads: Sequence[HeadMap], name: str, target: int
+) -> dict[str, float]:
+    """Return PSNR in dB of one restored volume, and of the spoilt one."""
+    clean, spoilt = draw_image_task(heads, name, target)
+    score = restore(model, (clean[1:], spoilt[1:]), (clean[0], spoilt[0]))
+    return {"psnr": float(score["psnr"]), "spoilt_psnr": float(score["target_psnr"])}
 
 
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:

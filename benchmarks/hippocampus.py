@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 from record import record
 
 import medverse_nb as mv
 from medverse_nb.context import find_pairs
-from medverse_nb.evaluation.few_shot import train_few_shot
-from medverse_nb.intensity import quantile_scale
-from medverse_nb.placement import CanonicalVolume
+from medverse_nb.evaluation.baselines import Trained, Trial
 
 CLASSES = {"hippocampus": (1, 2)}
 PAIRS_OF_A_MINUTE, SECONDS, UNET_SECONDS = 8, 60, 90
@@ -53,6 +53,11 @@ class Cohort:
             self.folder / "imagesTr", self.folder / "labelsTr", names=sorted(chosen.tolist())
         )
         return session
+
+    def read(self, case: str) -> tuple[xr.DataArray, NDArray[np.bool_]]:
+        """Return a case's scan and its hippocampus."""
+        image, label = find_pairs(self.folder / "imagesTr", self.folder / "labelsTr")[case]
+        return mv.read_volume(image), np.isin(mv.read_volume(label).values, *CLASSES.values())
 
     def score(self, session: mv.ICLSession) -> list[tuple[float, float]]:
         """Return our Dice and the mean label's of every case."""
@@ -99,14 +104,13 @@ def score_minute(cohort: Cohort, model: str) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     print(tuning, flush=True)
     tuned = cohort.score(session)
-    unet = train_few_shot(session.context.pairs, (1, 2), UNET_SECONDS, precision=session.precision)
-    pairs = find_pairs(cohort.folder / "imagesTr", cohort.folder / "labelsTr")
+    pairs, specs = session.context.pairs, session.resolve(CLASSES)
+    unet = Trained("U-Net", "unet").fit(pairs, specs, UNET_SECONDS)
     alternative = []
     for case in cohort.cases:
-        image, label = (CanonicalVolume.of(mv.read_volume(path)) for path in pairs[case])
-        scaled = quantile_scale(image.array).apply(image.array)
-        answer = unet.predict(CanonicalVolume(scaled, image.grid, image.reorientation))
-        alternative.append(mv.metrics.dice(answer > 0.5, label.array > 0))
+        image, truth = cohort.read(case)
+        mask = unet.predict(Trial(image, pairs, specs)).mask
+        alternative.append(mv.metrics.dice(mask > 0, truth))
     figures = {
         "untuned_dice": round(float(np.mean([a for a, _ in untuned])), 4),
         "tuned_dice": round(float(np.mean([a for a, _ in tuned])), 4),
@@ -116,7 +120,7 @@ def score_minute(cohort: Cohort, model: str) -> dict[str, Any]:
         "tuning_steps": tuning.tuned.steps,
         "unet_dice": round(float(np.mean(alternative)), 4),
         "unet_seconds": UNET_SECONDS,
-        "unet_steps": unet.steps,
+        "unet_steps": unet.networks[0].steps,
         "mean_label_dice": round(float(np.mean([b for _, b in untuned])), 4),
     }
     print(figures, flush=True)

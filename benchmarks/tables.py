@@ -15,10 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evidence_tables import EVIDENCE
+
 ROOT = Path(__file__).parents[1]
+PAGES_OF_DOCS = (
+    "baselines.md", "evidence.md", "models.md", "scaling.md", "trust.md", "viewers.md",
+)  # fmt: skip
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / page for page in ("models.md", "scaling.md", "trust.md", "viewers.md")),
+    *(ROOT / "docs" / page for page in PAGES_OF_DOCS),
 )
 BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 
@@ -240,38 +245,6 @@ def released_volume(result: dict[str, Any]) -> str:
     )
 
 
-def trust(result: dict[str, Any]) -> str:
-    """Return how the Dice to expect and the true one agree."""
-    columns = ["pairs", "predictions", "Spearman", "90% range", "in the interval", "90% range",
-               "mean Dice", "expected", "mean error", "width"]  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, row in {**result["sizes"], "all": result["all"]}.items():
-        ranges = [
-            " to ".join(f"{end:.2f}" for end in row[f"{f}_90"]) for f in ("spearman", "coverage")
-        ]
-        lines.append(
-            f"| {name} | {row['predictions']} | {row['spearman']:.2f} | {ranges[0]} "
-            f"| {row['coverage']:.0%} | {ranges[1]} | {row['mean_dice']:.3f} "
-            f"| {row['mean_expected']:.3f} | {row['mean_error']:.3f} | {row['mean_width']:.2f} |"
-        )
-    signals = ", ".join(f"`{name}` {rank:.2f}" for name, rank in result["signals"].items())
-    return "\n".join(lines) + (
-        f"\n\n{result['predictions']} predictions of {result['cases']} real hippocampus cases, ten "
-        f"draws of the context, {result['model']}; ranges bootstrapped by case. Learnt on "
-        f"{result['trials']} trials. Spearman of each signal alone: {signals}. {measured(result)}"
-    )
-
-
-def trust_contexts(result: dict[str, Any]) -> str:
-    """Return how many sound and broken contexts raise the alarm."""
-    columns = {"contexts": "contexts", "alarms": "told", "median_left_out": "left_out",
-               "median_gain": "gain", "median_edges": "edges"}  # fmt: skip
-    return (
-        f"{rows_table(result['contexts'], 'context', columns)}\n\nHalf of 4 pairs, half of 8; "
-        f"signals are medians. {measured(result)}"
-    )
-
-
 def rows_table(rows: dict[str, dict[str, Any]], first: str, columns: dict[str, str]) -> str:
     """Return named rows as a table; `columns` gives a heading to each figure that is shown."""
     lines = [f"| {' | '.join([first, *columns.values()])} |", "|---" * (len(columns) + 1) + "|"]
@@ -306,13 +279,10 @@ TABLES = {
     "engine_estimate": engine_estimate,
     "engine_skip": engine_skip,
     "engine_seams": engine_seams,
-    "trust": trust,
-    "trust_contexts": trust_contexts,
     "released_window": released_window,
     "released_volume": released_volume,
 }
-SOURCES = {"trust_contexts": "trust"}  # tables of an entry that has another name
-MAY_BE_ABSENT = {"ablations", "engine_memory", "trust"}
+MAY_BE_ABSENT = {"ablations", "engine_memory", *EVIDENCE}
 
 
 def render(page: str, results: dict[str, Any]) -> str:
@@ -320,10 +290,13 @@ def render(page: str, results: dict[str, Any]) -> str:
 
     def renew(block: re.Match[str]) -> str:
         begin, name, end = block.groups()
-        source = SOURCES.get(name, name)
-        if source in MAY_BE_ABSENT and source not in results:
+        if name in MAY_BE_ABSENT and name not in results:
             return begin + end
-        return f"{begin}\n{TABLES[name](results[source])}\n\n{end}"
+        if name in EVIDENCE:
+            text = f"{EVIDENCE[name](results[name])} {measured(results[name])}"
+        else:
+            text = TABLES[name](results[name])
+        return f"{begin}\n{text}\n\n{end}"
 
     return BLOCK.sub(renew, page)
 

@@ -1,6 +1,6 @@
 """The trust score: learnt on drawn trials, then held against real hippocampus.
 
-    python benchmarks/trust.py gather --label-maps DIR --out trials.csv [--trials 400] [--seed 0]
+    python benchmarks/trust.py gather --label-maps DIR --out trials.csv [--trials 60] [--seed 0]
     python benchmarks/trust.py fit --trials trials.csv
     python benchmarks/trust.py hippocampus --folder DIR --out hippocampus.csv
     python benchmarks/trust.py broken --folder DIR --out broken.csv
@@ -37,7 +37,12 @@ from medverse_nb.evaluation.trust.context_signals import ContextSignals, context
 from medverse_nb.evaluation.trust.fit import fit
 from medverse_nb.evaluation.trust.measuring import SIGNALS, measure
 from medverse_nb.evaluation.trust.score import is_broken
-from medverse_nb.evaluation.trust.trials import BREAKS, draw_trial
+from medverse_nb.evaluation.trust.trials import (
+    BREAKS,
+    FOREGROUND,
+    break_context,
+    draw_trial,
+)
 from medverse_nb.inference.autoregressive import run
 from medverse_nb.inference.inputs import PairInputs
 from medverse_nb.inference.recipe import Settings
@@ -46,13 +51,14 @@ from medverse_nb.model.registry import find_weights
 from medverse_nb.model.weights import weights_hash
 from medverse_nb.placement import CanonicalVolume
 from medverse_nb.regions import read
+from medverse_nb.tasks.fields import chance, integer
 from medverse_nb.tasks.labelmaps import read_head_maps
 from medverse_nb.tasks.scenes import HeadSource, Mixture, ShapeSource
 from medverse_nb.views import mapped
 
 HELD_OUT_HEADS = range(13, 17)
 HEADS_RATE = 0.75
-CONTEXT_SIZES = (1, 2, 4, 8)
+CONTEXT_SIZES, TARGETS, BROKEN_SHARE = (1, 2, 4, 8), 4, 0.25
 WHOLE, DRAWS, BOOTSTRAPS = (1, 2), 10, 500
 CONTEXT_SIGNALS = ("edges", "left_out", "gain")
 LEARNT_ON = "synthetic contrast over four held-out FreeSurfer label maps, and random shapes"
@@ -111,31 +117,29 @@ def open_asker(model: str, values: tuple[int, ...]) -> Asker:
 
 
 def gather(args: argparse.Namespace) -> None:
-    """Measure drawn trials."""
+    """Measure drawn trials: every target from every context size, some contexts broken."""
     paths = [args.label_maps / f"training_seg_{n:02d}.nii.gz" for n in HELD_OUT_HEADS]
     heads = HeadSource(read_head_maps(paths))
     source = Mixture((heads, ShapeSource()), (HEADS_RATE, 1 - HEADS_RATE))
     ask, rows = open_asker(args.model, (1,)), Rows(args.out)
     for number in range(args.first, args.trials, args.step):
-        if str(number) in rows.done:
-            continue
         generator = Generator().manual_seed(8_000_000 + number)
-        size = CONTEXT_SIZES[number % len(CONTEXT_SIZES)]
         chosen = source.choose(generator)
-        trial = draw_trial(chosen, generator, size)
-        found, context = score(ask, trial.target, trial.truth.values == 1, trial.pairs)
-        case = "head" if chosen is heads else "shapes"
-        told = {"key": number, "case": case, "size": size, "broken": trial.broken}
-        rows.append({**told, **found, "left_out_pairs": pairs_of(context)})
-        print(
-            number,
-            case,
-            size,
-            trial.target.shape,
-            trial.broken,
-            round(found["dice"], 3),
-            flush=True,
-        )
+        trial = draw_trial(chosen, generator, max(CONTEXT_SIZES), TARGETS)
+        for size in CONTEXT_SIZES:
+            pairs, broken = trial.pairs[:size], ""
+            if chance(generator, BROKEN_SHARE) and size > 1:
+                broken, pairs = break_context(pairs, integer(generator, 0, 10_000))
+            known = None
+            for n, target in enumerate(trial.targets):
+                if (key := f"{number}/{size}/{n}") in rows.done:
+                    continue
+                truth = target.label.values == FOREGROUND
+                found, known = score(ask, target.image, truth, pairs, known)
+                case = "head" if chosen is heads else "shapes"
+                told = {"key": key, "case": f"{case} {number}", "size": size, "broken": broken}
+                rows.append({**told, **found, "left_out_pairs": pairs_of(known)})
+                print(key, case, target.image.shape, broken, round(found["dice"], 3), flush=True)
 
 
 def learn(args: argparse.Namespace) -> None:
@@ -245,6 +249,9 @@ def report(args: argparse.Namespace) -> None:
             for name in SIGNALS
             if rows[name].notna().sum() > 2
         },
+    }
+    alarms = {
+        "model": args.model,
         "contexts": {
             name or "sound": {
                 "contexts": len(part), "alarms": int(part["alarm"].sum()),
@@ -253,9 +260,10 @@ def report(args: argparse.Namespace) -> None:
             for name, part in contexts.groupby("broken")
         },
     }  # fmt: skip
-    print(json.dumps(figures, indent=1))
-    if not args.no_record:
-        record("trust", figures)
+    for name, entry in (("trust", figures), ("trust_contexts", alarms)):
+        print(json.dumps(entry, indent=1))
+        if not args.no_record:
+            record(name, entry)
 
 
 def signals_of(row: pd.Series) -> dict[str, float]:
@@ -305,7 +313,7 @@ def main() -> None:
         part.add_argument("--first", type=int, default=0, help="of several processes: 0, 1, ...")
         part.add_argument("--step", type=int, default=1, help="how many processes share the work")
         if name != "hippocampus":
-            part.add_argument("--trials", type=int, default=400 if name == "gather" else 100)
+            part.add_argument("--trials", type=int, default=60 if name == "gather" else 100)
         part.set_defaults(run=function)
     part = parts.add_parser("fit")
     part.add_argument("--trials", type=Path, nargs="+", required=True)

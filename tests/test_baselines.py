@@ -14,6 +14,7 @@ from medverse_nb.evaluation import baselines
 from medverse_nb.evaluation.baselines import (
     BASELINES,
     BestPair,
+    Learner,
     MeanLabel,
     OtherWeights,
     Registration,
@@ -155,6 +156,40 @@ def test_a_trained_network_shares_its_seconds_among_classes_and_can_be_cancelled
     cancel.set()
     with pytest.raises(Cancelled):
         BASELINES["U-Net"]().predict(trial)
+
+
+def test_a_trained_network_is_fitted_once_and_answers_many(pairs, monkeypatch):
+    trainings = []
+
+    def train(pairs, values, _seconds, **settings):
+        trainings.append(values)
+        ticks = itertools.count()
+        return train_few_shot(pairs, values, 3, clock=ticks.__next__, **settings)
+
+    monkeypatch.setattr(baselines.trained, "train_few_shot", train)
+    method = BASELINES["U-Net"]()
+    assert isinstance(method, Learner)
+    assert not isinstance(MeanLabel(), Learner)
+    fitted = method.fit(pairs, ONE_CLASS, 8, seed=7)
+    trials = [make_trial(pairs, draw(seed)[0], classes=ONE_CLASS, seed=7) for seed in (5, 6)]
+    answers = [fitted.predict(trial).mask for trial in trials]
+    assert trainings == [(3,)]
+    assert np.array_equal(answers[1], method.predict(trials[1]).mask)
+    with pytest.raises(InputError, match=r"trained for \['core'\], asked for \['core', 'shell'\]"):
+        fitted.predict(make_trial(pairs, draw(5)[0]))
+
+
+def test_the_affine_step_alone_is_what_it_says(pairs):
+    pytest.importorskip("SimpleITK")
+    image, label = draw(5)
+    trial = make_trial([draw_pair("moved", 1, (4, -4, 3))], image, classes=ONE_CLASS)
+    both, affine = (
+        Registration().predict(trial),
+        Registration("affine", deform=False).predict(trial),
+    )
+    assert affine.note == ""
+    assert dice(affine.mask == 1, label == 3) > 0.6
+    assert not np.array_equal(affine.mask, both.mask)
 
 
 def test_names_make_the_networks_they_promise():

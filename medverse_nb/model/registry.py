@@ -17,9 +17,9 @@ SHIPPED = Path(__file__).parent.parent / "weights"
 def available_models() -> list[dict[str, Any]]:
     """Return the card of every shipped model: name, file, licence, data, limits."""
     cards = []
-    for path in sorted(SHIPPED.glob("*.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
-        cards.append({**card, "path": str(path.with_suffix(".safetensors"))})
+    for path in sorted(SHIPPED.glob("*.safetensors")):
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        cards.append({**card, "path": str(path)})
     return cards
 
 

@@ -9,16 +9,18 @@ from ...errors import InputError
 from .best_pair import BestPair
 from .in_context import OtherWeights, ThisNetwork
 from .mean import MeanLabel, mean_label
-from .protocol import Baseline, Outcome, Trial
+from .protocol import Baseline, Learner, Outcome, Trial
 from .registration import Registration
 from .slices import SliceBySlice, SliceModel
-from .trained import Trained
+from .trained import Fitted, Trained
 from .universeg import UniverSeg
 
 __all__ = [
     "BASELINES",
     "Baseline",
     "BestPair",
+    "Fitted",
+    "Learner",
     "MeanLabel",
     "OtherWeights",
     "Outcome",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -98,4 +98,35 @@ class Baseline(Protocol):
 
     def predict(self, trial: Trial) -> Outcome:
         """Segment the target; whatever is raised is told in the table, `Cancelled` ends all."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A method that learns from the pairs once and then answers any number of targets."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        ...
+
+    def fit(
+        self,
+        pairs: Sequence[ContextPair],
+        classes: tuple[ClassSpec, ...],
+        seconds: float,
+        *,
+        seed: int = 0,
+        check: Callable[[], None] | None = None,
+    ) -> Baseline:
+        """Learn for about so many seconds.
+
+        Parameters
+        ----------
+        check : called often; may raise to end it.
+
+        Returns
+        -------
+        What answers trials of these classes, without looking at their pairs.
+        """
         ...

@@ -30,7 +30,9 @@ WORKING_SIDE = 96  # voxels: deformations are smooth, and the time grows with th
 SAMPLES = 20_000  # voxels that mutual information looks at
 AFFINE_ITERATIONS, DEMONS_ITERATIONS = 60, 40  # at most, a resolution
 CHUNK = 5  # iterations of demons between two looks at the clock
-SMOOTHING_VOX = 2.0  # of the deformation, after each iteration of demons
+# Of the deformation, after each iteration of demons: of 0.7, 1, 1.5 and 2 the best on real
+# hippocampus. Histograms matched first, diffeomorphic demons and a B-spline did worse.
+SMOOTHING_VOX = 1.0
 AFFINE_SHARE = 0.5  # of a pair's seconds, at most
 
 
@@ -40,9 +42,12 @@ class Registration:
 
     The seconds are shared by the pairs: a registration that runs out of its part is used as far
     as it came, and what is left of it goes to the next. At least one pair is registered.
+
+    deform : False for the affine step alone.
     """
 
     name: str = "registration"
+    deform: bool = True
     clock: Callable[[], float] = time.monotonic
 
     def predict(self, trial: Trial) -> Outcome:
@@ -105,6 +110,8 @@ class Registration:
         affine.SetCenter([extent / 2 for extent in work.extent_mm])
         _fit_affine(fixed, moving, affine, trial.seed, lambda: out_of_time(AFFINE_SHARE))
         trial.check()
+        if not self.deform:
+            return affine, not out_of_time(AFFINE_SHARE)
         halfway = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, 0.0)
         field, finished = _fit_demons(fixed, halfway, out_of_time)
         trial.check()

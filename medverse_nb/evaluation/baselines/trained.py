@@ -2,42 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ...classes import ClassSpec
+from ...context import ContextPair
+from ...errors import InputError
 from ...model.device import choose_precision
 from ...placement import CanonicalVolume
 from ...regions import read
-from ..few_shot import Kind, train_few_shot
+from ..few_shot import FewShotNetwork, Kind, train_few_shot
 from .protocol import Outcome, Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Networks that were trained once, one a class; a trial's pairs change nothing."""
+
+    name: str
+    classes: tuple[ClassSpec, ...]
+    networks: tuple[FewShotNetwork, ...]
+
+    def predict(self, trial: Trial) -> Outcome:
+        """Segment the target.
+
+        Raises
+        ------
+        InputError : other classes than it was trained for.
+        """
+        if trial.classes != self.classes:
+            known, asked = ([spec.name for spec in c] for c in (self.classes, trial.classes))
+            raise InputError(f"{self.name} was trained for {known}, asked for {asked}; fit it anew")
+        canonical = trial.canonical
+        target = CanonicalVolume(read(canonical.view), canonical.grid, canonical.reorientation)
+        answers = [network.predict(target) for network in self.networks]
+        steps = " + ".join(str(network.steps) for network in self.networks)
+        return Outcome(trial.mask(answers), f"{steps} steps of training")
 
 
 @dataclass(frozen=True)
 class Trained:
     """A network of `few_shot`, trained for the seconds, which the classes share.
 
-    Answering comes on top of them, and so does the step that is under way at the end.
+    Answering comes on top of them, and so does the step that is under way at the end. For many
+    targets, `fit` once.
     """
 
     name: str
     kind: Kind
 
-    def predict(self, trial: Trial) -> Outcome:
-        canonical = trial.canonical
-        target = CanonicalVolume(read(canonical.view), canonical.grid, canonical.reorientation)
+    def fit(
+        self,
+        pairs: Sequence[ContextPair],
+        classes: tuple[ClassSpec, ...],
+        seconds: float,
+        *,
+        seed: int = 0,
+        check: Callable[[], None] | None = None,
+    ) -> Fitted:
+        """Train a network a class; see `Learner`.
+
+        Raises
+        ------
+        ContextError : a class that no pair has.
+        """
         precision = choose_precision("auto", torch.device("cpu"))
-        answers, steps = [], []
-        for spec in trial.classes:
-            trained = train_few_shot(
-                trial.pairs,
+        networks = [
+            train_few_shot(
+                pairs,
                 spec.values,
-                trial.seconds / len(trial.classes),
+                seconds / len(classes),
                 kind=self.kind,
                 precision=precision,
-                seed=trial.seed,
-                on_step=trial.check,
+                seed=seed,
+                on_step=check,
             )
-            answers.append(trained.predict(target))
-            steps.append(trained.steps)
-        return Outcome(trial.mask(answers), f"{' + '.join(map(str, steps))} steps of training")
+            for spec in classes
+        ]
+        return Fitted(self.name, classes, tuple(networks))
+
+    def predict(self, trial: Trial) -> Outcome:
+        """Train on the trial's pairs and answer its target."""
+        fitted = self.fit(
+            trial.pairs, trial.classes, trial.seconds, seed=trial.seed, check=trial.check
+        )
+        return fitted.predict(trial)

@@ -1,13 +1,14 @@
 """Trials: drawn targets of known truth, to learn from what a right answer can be told.
 
 Only synthetic contrast over label maps and shapes is drawn. Labels get the borders that hands
-draw, and a share of the contexts is broken on purpose, in the ways `BREAKS` lists.
+draw; `BREAKS` lists how a context can be broken on purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Generator, Tensor
 
 from ...context import ContextPair, make_pair
 from ...tasks.anatomy import allowed_foreground, draw_foreground
+from ...tasks.enhancement import add_bias_field, add_gaussian_noise
 from ...tasks.fields import blur, chance, integer, smooth_field, uniform
 from ...tasks.scenes import Source
 from ...volume import make_volume
@@ -26,21 +28,23 @@ SIDES = (32, 40, 48, 56, 64, 96)
 SHARES = (0.15, 0.15, 0.15, 0.15, 0.2, 0.2)
 SMALLEST_SIDE_SHARE = 0.6  # crops are seldom cubes
 FEWEST_VOXELS = 30
-BROKEN_SHARE = 0.25
+SPOILT = 0.15  # of the scans of a cohort, in each way
 HAND_BLUR_VOX, HAND_NOISE = 1.0, 0.3
+
+
+class Case(NamedTuple):
+    """A target and its label, (X, Y, Z) each; `FOREGROUND` in the label is what is asked for."""
+
+    image: xr.DataArray
+    label: xr.DataArray
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A target of known truth, and a context.
+    """Subjects of one kind, as a user has them: some labelled, some to be answered."""
 
-    broken : the name of what was done to the context, "" for a sound one.
-    """
-
-    target: xr.DataArray
-    truth: xr.DataArray
     pairs: tuple[ContextPair, ...]
-    broken: str = ""
+    targets: tuple[Case, ...]
 
 
 def mix_structures(pairs: Sequence[ContextPair], seed: int) -> list[ContextPair]:
@@ -58,49 +62,50 @@ BREAKS: dict[str, Callable[[Sequence[ContextPair], int], list[ContextPair]]] = {
 }
 
 
-def draw_trial(source: Source, generator: Generator, context_size: int) -> Trial:
-    """Draw a target, its truth and `context_size` pairs; of two and more, some broken."""
+def draw_trial(source: Source, generator: Generator, pairs: int, targets: int) -> Trial:
+    """Draw subjects in one contrast; scans and labels vary in quality as those of a cohort do."""
     while True:
         side = SIDES[int(torch.multinomial(torch.tensor(SHARES), 1, generator=generator))]
-        scene = source.draw(generator, context_size + 1, side)
+        scene = source.draw(generator, pairs + targets, side)
         foreground = draw_foreground(scene.labels, generator, 0.3, 3)
         others = [i for i in allowed_foreground(scene.labels) if i not in foreground]
         if not foreground or not others:
             continue
         other = others[integer(generator, 0, len(others) - 1)]
-        labels = torch.stack([
-            FOREGROUND * one + OTHER * another * ~one
-            for one, another in zip(
-                _drawn_by_hand(scene.labels.masks(foreground, side), generator),
-                _drawn_by_hand(scene.labels.masks([other], side), generator),
-                strict=True,
-            )
-        ])  # fmt: skip
-        images = scene.paint(generator)
+        asked, unasked = (
+            _drawn_by_hand(scene.labels.masks(indices, side), generator)
+            for indices in (foreground, [other])
+        )
         box = _box(side, generator)
-        labels, images = labels[(..., *box)], images[(..., *box)]
-        counts = (labels == FOREGROUND).flatten(1).sum(1), (labels == OTHER).flatten(1).sum(1)
-        if min(int(c.min()) for c in counts) >= FEWEST_VOXELS:
+        labels = (FOREGROUND * asked + OTHER * (unasked & ~asked))[(..., *box)]
+        if all(int((one == value).sum()) >= FEWEST_VOXELS for one in labels for value in (1, 2)):
             break
-    affine = np.eye(4)
-    volumes = [
-        (make_volume(image.numpy(), affine), make_volume(label.numpy(), affine))
-        for image, label in zip(images, labels, strict=True)
+    images = torch.stack([_scanned(one, generator) for one in scene.paint(generator)])
+    cases = [
+        Case(make_volume(image.numpy(), np.eye(4)), make_volume(label.numpy(), np.eye(4)))
+        for image, label in zip(images[(..., *box)], labels, strict=True)
     ]
-    pairs = tuple(
-        make_pair(image, label, name=f"pair-{n}") for n, (image, label) in enumerate(volumes[1:])
+    named = enumerate(cases[:pairs])
+    return Trial(
+        tuple(make_pair(case.image, case.label, name=f"pair-{n}") for n, case in named),
+        tuple(cases[pairs:]),
     )
-    trial = Trial(*volumes[0], pairs)
-    if context_size > 1 and chance(generator, BROKEN_SHARE):
-        return break_context(trial, integer(generator, 0, 10_000))
-    return trial
 
 
-def break_context(trial: Trial, seed: int) -> Trial:
-    """Break the context in one of the ways of `BREAKS`, chosen by seed."""
+def break_context(pairs: Sequence[ContextPair], seed: int) -> tuple[str, list[ContextPair]]:
+    """Break a context in one of the ways of `BREAKS`, chosen by seed, and name it."""
     name = [*BREAKS][seed % len(BREAKS)]
-    pairs = BREAKS[name](trial.pairs, seed // len(BREAKS))
-    return replace(trial, pairs=tuple(pairs), broken=name)
+    return name, BREAKS[name](pairs, seed // len(BREAKS))
+
+
+def _scanned(image: Tensor, generator: Generator) -> Tensor:
+    """Make one image (S, S, S) of a cohort blurred, noisy or shaded, most of them not."""
+    if chance(generator, SPOILT):
+        image = blur(image, uniform(generator, 0.3, 1.2))
+    for spoil in (add_gaussian_noise, add_bias_field):
+        if chance(generator, SPOILT):
+            image = spoil(image[None], generator)[0]
+    return image.clamp(0, 1)
 
 
 def _drawn_by_hand(masks: Tensor, generator: Generator) -> Tensor:
