@@ -36,7 +36,7 @@ from medverse_nb.evaluation.trust.coarse import Asker
 from medverse_nb.evaluation.trust.context_signals import ContextSignals, context_signals
 from medverse_nb.evaluation.trust.fit import fit
 from medverse_nb.evaluation.trust.measuring import SIGNALS, measure
-from medverse_nb.evaluation.trust.score import is_broken
+from medverse_nb.evaluation.trust.score import context_findings
 from medverse_nb.evaluation.trust.trials import (
     BREAKS,
     FOREGROUND,
@@ -152,8 +152,6 @@ def learn(args: argparse.Namespace) -> None:
     print(f"{len(trials)} trials, {(trials['broken'] != '').sum()} of them broken: {place}")
     for curve in learnt.curves:
         print(curve.weights)
-    for alarm in learnt.alarms:
-        print(alarm)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -234,7 +232,9 @@ def report(args: argparse.Namespace) -> None:
     rows = rows.join(pd.DataFrame([learnt.expect(signals_of(row)) for _, row in rows.iterrows()])
                      .add_prefix("expected_"))  # fmt: skip
     contexts = pd.concat([read_rows(path) for path in args.broken], ignore_index=True)
-    contexts["alarm"] = [bool(is_broken(signals_of(r), learnt)) for _, r in contexts.iterrows()]
+    contexts["alarm"] = [
+        any(context_findings("", read_context(r), 0)) for _, r in contexts.iterrows()
+    ]
     figures = {
         "model": args.model,
         "trials": learnt.trials,
@@ -264,6 +264,14 @@ def report(args: argparse.Namespace) -> None:
         print(json.dumps(entry, indent=1))
         if not args.no_record:
             record(name, entry)
+
+
+def read_context(row: pd.Series) -> ContextSignals:
+    """Return the signals of a context as they were written."""
+    pairs = [map(float, one.split("/")) for one in row["left_out_pairs"].split()]
+    left_out = [(str(n), 0, ours, mean) for n, (ours, mean) in enumerate(pairs)]
+    columns = ["pair", "class", "dice", "mean_label_dice"]
+    return ContextSignals(float(row["edges"]), pd.DataFrame(left_out, columns=columns))
 
 
 def signals_of(row: pd.Series) -> dict[str, float]:

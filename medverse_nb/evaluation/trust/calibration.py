@@ -1,4 +1,4 @@
-"""What signals are worth: from signals to a predicted Dice with an interval, and to an alarm.
+"""What signals are worth: from signals to a predicted Dice with an interval.
 
 A calibration belongs to one set of weights and lies beside them as `NAME.trust.json`: plain
 numbers, learnt by `fit`, applied here by interpolation alone.
@@ -10,13 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import WeightsError
 
-Learnt = TypeVar("Learnt", "Curve", "Alarm")
 SUFFIX = ".trust.json"
 
 
@@ -49,29 +48,14 @@ class Curve:
 
     def at(self, signals: Mapping[str, float]) -> Expected:
         """Return what to expect of an answer with these signals."""
-        score = weigh(self.weights, self.offset, signals)
+        score = self.offset + sum(w * signals[name] for name, w in self.weights.items())
         found = (np.interp(score, self.scores, ends) for ends in (self.dice, self.low, self.high))
         return Expected(*map(float, found))
 
 
 @dataclass(frozen=True)
-class Alarm:
-    """When a context is more like the broken ones than like the sound ones.
-
-    weights, offset : as of a `Curve`; the alarm is raised above 0.
-    """
-
-    weights: dict[str, float]
-    offset: float
-
-    def raised(self, signals: Mapping[str, float]) -> bool:
-        """Whether these signals of a context are those of a broken one."""
-        return weigh(self.weights, self.offset, signals) > 0
-
-
-@dataclass(frozen=True)
 class Calibration:
-    """Curves and alarms for the sets of signals there can be.
+    """Curves for the sets of signals there can be.
 
     confidence : share of true Dice that the intervals are made to hold.
     trials : how many predictions it was learnt from; `learnt_on` says of what.
@@ -82,17 +66,12 @@ class Calibration:
     trials: int
     learnt_on: str
     curves: tuple[Curve, ...]
-    alarms: tuple[Alarm, ...]
 
     def expect(self, signals: Mapping[str, float]) -> Expected:
         """Return what to expect, by the curve that uses most of these signals."""
-        curve = _richest(self.curves, signals)
-        return curve.at(signals) if curve else NOTHING_KNOWN
-
-    def alarm(self, signals: Mapping[str, float]) -> bool | None:
-        """Whether to warn of the context; None where too little is known to tell."""
-        alarm = _richest(self.alarms, signals)
-        return alarm.raised(signals) if alarm else None
+        usable = [curve for curve in self.curves if set(curve.weights) <= set(signals)]
+        richest = max(usable, key=lambda curve: len(curve.weights), default=None)
+        return richest.at(signals) if richest else NOTHING_KNOWN
 
     def to_json(self) -> str:
         """Return the file's text."""
@@ -109,8 +88,7 @@ class Calibration:
         try:
             fields: dict[str, Any] = json.loads(text)
             curves = tuple(Curve(**curve) for curve in fields.pop("curves"))
-            alarms = tuple(Alarm(**alarm) for alarm in fields.pop("alarms"))
-            return cls(**fields, curves=curves, alarms=alarms)
+            return cls(**fields, curves=curves)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WeightsError(f"no calibration of the trust score: {error}") from error
 
@@ -127,13 +105,3 @@ def read_calibration(weights: Path, sha256: str) -> Calibration | None:
         return None
     calibration = Calibration.from_json(path.read_text(encoding="utf-8"))
     return calibration if calibration.weights_sha256 == sha256 else None
-
-
-def weigh(weights: Mapping[str, float], offset: float, signals: Mapping[str, float]) -> float:
-    """Return the weighted sum of some signals."""
-    return offset + sum(weight * signals[name] for name, weight in weights.items())
-
-
-def _richest(known: tuple[Learnt, ...], signals: Mapping[str, float]) -> Learnt | None:
-    usable = [one for one in known if set(one.weights) <= set(signals)]
-    return max(usable, key=lambda one: len(one.weights), default=None)

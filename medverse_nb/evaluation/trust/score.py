@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..doctor.agreement import outliers
+from ..doctor.agreement import FEWEST_TO_VOTE, outliers
 from ..doctor.labels import LEAST_AGREEMENT
 from ..doctor.report import Finding
 from ..records import records_of
@@ -95,14 +95,14 @@ def make_trust(
     calibration : of the weights that answered; None leaves the expected Dice open.
     uncertainty : the map on the target's own grid.
     """
-    rows, findings = [], []
-    for name, signals in zip(names, measured.classes, strict=True):
+    rows: list[dict[str, Any]] = []
+    findings: list[Finding] = []
+    for number, (name, signals) in enumerate(zip(names, measured.classes, strict=True)):
+        findings += context_findings(name, measured.context, number)
         expected = calibration.expect(signals) if calibration else NOTHING_KNOWN
         there = {signal: signals.get(signal, np.nan) for signal in SIGNALS}
         ends = dict(zip(EXPECTED, expected, strict=True))
         rows.append({"class": name, **ends, **there})
-        if is_broken(signals, calibration):
-            findings.append(_broken(name, signals))
         if expected.dice < DOUBTFUL_DICE:
             findings.append(_doubtful(name, expected.dice))
     left_out = measured.context.left_out.assign(
@@ -122,23 +122,32 @@ def make_trust(
     )
 
 
-def is_broken(signals: Mapping[str, float], calibration: Calibration | None) -> bool:
-    """Whether a context's signals are those of one with wrong labels.
+def context_findings(name: str, context: ContextSignals, number: int) -> Iterator[Finding]:
+    """Say what speaks against a context, whatever the target; needs no calibration.
 
-    By the calibration's alarm, and where borders lie off the edges as far as the doctor warns of
-    in a single pair, but on average.
+    name, number : of the class; numbers count from 0.
     """
-    off = signals.get("edges", 1.0) < LEAST_AGREEMENT
-    return off or bool(calibration and calibration.alarm(signals))
-
-
-def _broken(name: str, signals: dict[str, float]) -> Finding:
-    seen = "; ".join(f"{signal} {signals[signal]:.2f}" for signal in SIGNALS if signal in signals)
-    return Finding(
-        "warning", "context-broken", "context",
-        f"{name}: the pairs look like those of a context with wrong labels ({seen})",
-        "look at the pairs: is each label on its own image, unflipped, and of this structure?",
-    )  # fmt: skip
+    signals, rows = context.of_class(number), context.left_out["class"] == number
+    if signals.get("edges", 1.0) < LEAST_AGREEMENT:
+        yield Finding(
+            "warning", "labels-off-edges", "context",
+            f"{name}: the labels' borders agree with their images' edges {signals['edges']:.2f} "
+            "times as well as they would some voxels away",
+            "is each label on its own image, and unflipped?",
+        )  # fmt: skip
+    if signals.get("left_out", 1.0) < DOUBTFUL_DICE:
+        yield Finding(
+            "warning", "context-weak", "context",
+            f"{name}: the pairs answer one another with Dice {signals['left_out']:.2f} only",
+            "do all labels mark one structure? if they do, this model does not find it",
+        )  # fmt: skip
+    if rows.sum() >= FEWEST_TO_VOTE and signals["gain"] <= 0:
+        yield Finding(
+            "warning", "context-broken", "context",
+            f"{name}: the pairs answer one another with Dice {signals['left_out']:.2f}, their mean "
+            f"label, which looks at no image, with {signals['left_out'] - signals['gain']:.2f}",
+            "is each label on its own image, and unflipped?",
+        )  # fmt: skip
 
 
 def _doubtful(name: str, dice: float) -> Finding:
