@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from .checks import tell
 from .errors import OutputError
-from .files import in_words
+from .files import in_words, stamp_of
 from .geometry import Shape
-from .stored import LAZY_CHUNK, slab_depth
+from .regions import View, slabs
+from .stored import LAZY_CHUNK, FileVoxels, slab_depth
 from .zarr_files import ZarrVoxels, create_array, open_array, write_region
 
 VARIABLE = "MEDVERSE_NB_SCRATCH"
@@ -57,6 +58,31 @@ def unpack(
             ) from error
     remove_with(view, place)
     return view
+
+
+def set_aside(view: View) -> FileVoxels:
+    """Write a view once, float32, into a scratch file, and return a view of that.
+
+    It is removed as `unpack` says; pickled copies only know its place.
+
+    Raises
+    ------
+    OutputError : no such place, or too little space there.
+    """
+    shape: Shape = (view.shape[0], view.shape[1], view.shape[2])
+    with new_place(4 * math.prod(shape), "a volume at a coarser scale") as place:
+        path = place / "voxels"
+        try:
+            with path.open("wb") as file:
+                for slab in slabs(view):
+                    file.write(np.ascontiguousarray(slab, np.float32).tobytes())
+        except OSError as error:
+            raise OutputError(
+                f"{path.parent}: could not be written ({error.strerror or error}); {MORE_SPACE}"
+            ) from error
+        kept = FileVoxels(str(path), stamp_of(path), np.dtype(np.float32), shape, 0, fortran=False)
+    remove_with(kept, place)
+    return kept
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from medverse_nb import scratch as scratch_file
 from medverse_nb.errors import InputError, OutputError
 from medverse_nb.inference import crops as crops_file
 from medverse_nb.inference import engine as engine_file
@@ -195,6 +196,25 @@ def test_large_volumes_are_read_by_windows_and_small_ones_once(monkeypatch, whol
         got = run_stub(Stub(), (ARRAYS[0], image, ARRAYS[2]), settings)
         assert np.allclose(got, run_stub(Stub(), settings=settings))
         assert 8**3 <= image.largest <= limit
+
+
+def test_a_coarse_scale_is_set_aside_in_scratch_and_gone_afterwards(monkeypatch, whole, tmp_path):
+    monkeypatch.setattr(crops_file, "LARGEST_COARSE", 0)
+    monkeypatch.setenv(scratch_file.VARIABLE, str(tmp_path))
+    image, seen = Watched(ARRAYS[1]), []
+    got = run_stub(Stub(), (ARRAYS[0], image, ARRAYS[2]), on_progress=lambda *_: seen.append(
+        len([*tmp_path.glob("medverse_nb-*/voxels")])
+    ))  # fmt: skip
+    assert np.allclose(got, whole, atol=1e-5)
+    assert seen[0] == 5  # the target, two images, two labels
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_no_space_to_set_a_scale_aside_is_our_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(crops_file, "LARGEST_COARSE", 0)
+    monkeypatch.setenv(scratch_file.VARIABLE, str(tmp_path / "none"))
+    with pytest.raises(OutputError, match="scratch"):
+        run_stub(Stub())
 
 
 @pytest.mark.parametrize("kept", [0, 2**28])

@@ -50,7 +50,7 @@ def test_a_large_answer_is_told_to_go_to_scratch_space(session, monkeypatch):
     monkeypatch.setattr("medverse_nb.stored.LARGEST_LOADED", 2000)
     estimate = session.estimate(np.random.default_rng(0).random((16, 8, 8)), affine=np.eye(4))
     assert estimate.windows == (1, 3)
-    assert estimate.scratch == 4 * 2 * 16 * 8 * 8
+    assert estimate.scratch == 4 * 2 * (16 * 8 * 8 + 8 * 4 * 4)  # both scales
 
 
 MEASURE = """

@@ -121,6 +121,10 @@ def run(
     executor : runs the plan of each scale; threads of this process, or a cluster.
     recorder : takes the attention of windows as they run; made for this run's `plan_run`.
     on_progress : called after each window, or batch of them; what it raises ends the run.
+
+    Raises
+    ------
+    OutputError : no scratch space for what a coarser scale reads of large volumes.
     """
     recipe = choose_recipe(model.config, inputs.shape, settings)
     runner = WindowRunner(model, settings.precision, settings.mini_context_size)
@@ -133,7 +137,7 @@ def run(
             inputs.labels(working),
             _feedback(recipe, steps[-1], working) if steps else None,
         )
-        volumes = seen.kept()
+        volumes = seen.kept(coarse=scale < recipe.scales)
         store = storage(scale, (len(volumes.labels), *working), windows[0].sides)
 
         def report(done: int, scale: int = scale, count: int = len(windows)) -> None:

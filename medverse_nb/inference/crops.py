@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
 from ..geometry import Shape
 from ..regions import View, read
 from ..resampling import FloatArray
+from ..scratch import set_aside
 from ..views import crop
 from .windows import Window
 
-LARGEST_KEPT = 2**26  # bytes of a scale's volumes that are read once and kept
+LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept in memory
+LARGEST_COARSE = 2**25  # of a coarser scale's; more is read once into scratch files
 
 
 def cut(view: View, windows: Sequence[Window]) -> FloatArray:
@@ -27,10 +30,29 @@ def cut_all(views: Sequence[View], windows: Sequence[Window], axis: int = 0) -> 
     return np.stack([cut(view, windows) for view in views], axis=axis)
 
 
-def kept_bytes(count: int, shape: Shape) -> int:
-    """Return the bytes of so many volumes where all fit in `LARGEST_KEPT`, else 0."""
-    size = 4 * count * math.prod(shape)
-    return size if size <= LARGEST_KEPT else 0
+class Place(StrEnum):
+    """Where the volumes of a scale lie while its windows run."""
+
+    MEMORY = "read once, kept in memory"
+    SCRATCH = "read once, kept in scratch files"
+    SOURCE = "read window by window"
+
+
+def place_of(count: int, shape: Shape, *, coarse: bool) -> tuple[Place, int]:
+    """Return where so many volumes are read from, and the bytes that takes there.
+
+    Windows of a coarser scale see so much of the volumes at once that reading them window by
+    window would read the full resolution several times over.
+    """
+    size = volume_bytes(count, shape)
+    if size <= (LARGEST_COARSE if coarse else LARGEST_KEPT):
+        return Place.MEMORY, size
+    return (Place.SCRATCH, size) if coarse else (Place.SOURCE, 0)
+
+
+def volume_bytes(count: int, shape: Shape) -> int:
+    """Return the bytes of so many volumes in float32."""
+    return 4 * count * math.prod(shape)
 
 
 @dataclass(frozen=True)
@@ -57,15 +79,22 @@ class ScaleVolumes:
         fed = 1 + len(self.feedback[1]) if self.feedback else 0
         return 1 + len(self.images) + sum(map(len, self.labels)) + fed
 
-    def kept(self) -> ScaleVolumes:
-        """Return the same volumes in memory where they all fit in `LARGEST_KEPT` bytes."""
-        if not kept_bytes(self.count, self.shape):
+    def kept(self, *, coarse: bool) -> ScaleVolumes:
+        """Return the same volumes where `place_of` says they are best read from.
+
+        Raises
+        ------
+        OutputError : no space for scratch files.
+        """
+        place, _ = place_of(self.count, self.shape, coarse=coarse)
+        if place is Place.SOURCE:
             return self
+        keep = read if place is Place.MEMORY else set_aside
         return ScaleVolumes(
-            read(self.target),
-            [read(view) for view in self.images],
-            [[read(view) for view in views] for views in self.labels],
-            self.feedback and (read(self.feedback[0]), [read(view) for view in self.feedback[1]]),
+            keep(self.target),
+            [keep(view) for view in self.images],
+            [[keep(view) for view in views] for views in self.labels],
+            self.feedback and (keep(self.feedback[0]), [keep(view) for view in self.feedback[1]]),
         )
 
 

@@ -21,7 +21,7 @@ from ..model.memory import free_memory, held_memory, window_memory
 from ..model.network import ICLNetwork
 from ..stored import is_large
 from ..views import Mapped
-from .crops import ScaleVolumes, kept_bytes
+from .crops import Place, ScaleVolumes, place_of
 from .engine import THREADS, WINDOWS_A_CHUNK, Predict
 from .inputs import Inputs
 from .recipe import Recipe, Settings, choose_recipe
@@ -117,6 +117,7 @@ def estimate_run(model: ICLNetwork, inputs: Inputs, settings: Settings) -> Estim
     on_gpu = runner.device.type != "cpu"
     questions = len(volumes.labels)
     scratch = [size for size, large in _answers(questions, shapes) if large]
+    scratch.append(max(_kept(volumes.count, shapes, Place.SCRATCH)))
     arrays = _array_bytes(volumes, shapes, recipe.window)
     return Estimate(
         windows=tuple(map(len, plans)),
@@ -141,7 +142,7 @@ def _volumes(inputs: Inputs, shape: Shape, *, fed: bool) -> ScaleVolumes:
 def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], window: int) -> int:
     """Return what a run holds beside the network and its crops."""
     questions = len(volumes.labels)
-    kept = [kept_bytes(volumes.count, shape) for shape in shapes]
+    kept = _kept(volumes.count, shapes, Place.MEMORY)
     two_scales = max(first + second for first, second in pairwise([0, *kept]))
     stores = [size for size, large in _answers(questions, shapes) if not large]
     sides = [min(WINDOWS_A_CHUNK * window, side) for side in shapes[-1]]
@@ -151,6 +152,12 @@ def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], window: int) ->
     size, large = _answers(questions, shapes)[-1]
     answer = 0 if large else 2 * size  # each class, then all together
     return sum(stores) + max(two_scales + tiles + blending, answer)
+
+
+def _kept(count: int, shapes: Sequence[Shape], where: Place) -> list[int]:
+    """Return the bytes that the volumes of each scale take in one place."""
+    places = [place_of(count, shape, coarse=shape != shapes[-1]) for shape in shapes]
+    return [size if place is where else 0 for place, size in places]
 
 
 def _answers(questions: int, shapes: Sequence[Shape]) -> list[tuple[int, bool]]:
