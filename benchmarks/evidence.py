@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,11 @@ class Bench:
         return ThisNetwork(self.model, self.session.network, settings)
 
     @cached_property
+    def registered(self) -> ThisNetwork:
+        """The model, shown pairs that were registered to the target first."""
+        return replace(self.ours, name=f"{self.model}, registered pairs", register="deformable")
+
+    @cached_property
     def tuned(self) -> Tuned:
         """The model, tuned on the pairs first."""
         return Tuned(f"{self.model}, tuned", self.ours.network, self.ours.settings)
@@ -209,6 +214,7 @@ def dice(bench: Bench) -> Row:
     kept = bench.kept("dice", seconds=bench.budget)
     methods: list[Baseline | Learner] = [
         bench.ours,
+        bench.registered,
         MeanLabel(),
         BestPair(),
         Registration(),

@@ -53,6 +53,7 @@ AlignName = Literal["box", "center", "world"]
 AlignText = Annotated[AlignName, typer.Option("--align")]
 TaskName = Literal["segmentation", "image"]
 TrustName = Literal["off", "fast", "full"]
+RegisterName = Literal["off", "affine", "deformable"]
 TaskText = Annotated[TaskName, typer.Option("--task")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Seed = Annotated[int, typer.Option(help="Chooses the context pairs.")]
@@ -138,6 +139,9 @@ def predict(
     task: Annotated[TaskName | None, typer.Option(help="Default segmentation.")] = None,
     seed: Seed = 0,
     trust: Annotated[TrustName, typer.Option(help="Tell the Dice to expect.")] = "off",
+    register: Annotated[
+        RegisterName, typer.Option(help="Lay every pair on the scan first.")
+    ] = "off",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread, a scan each.")
     ] = None,
@@ -174,8 +178,9 @@ def predict(
             session.add_context_folder(images, labels, names=plan.context)
         session.resolve(wanted)
         rows = session.predict_cases(
-            plan.cases, out=out, classes=wanted, trust=trust, on_progress=advance
-        )
+            plan.cases, out=out, classes=wanted, trust=trust, register=register,
+            on_progress=advance,
+        )  # fmt: skip
     failed = [row for row in rows if "error" in row]
     for row in failed:
         log_console.print(f"error: {row['case']}: {row['error']}", style="red", soft_wrap=True)

@@ -17,6 +17,7 @@ from .io import Source
 from .judge import TrustLevel
 from .prediction import Prediction
 from .progress import Progress
+from .registration import Register
 
 if TYPE_CHECKING:
     from .inference.cluster import Cluster
@@ -43,6 +44,7 @@ class Predictor(Protocol):
         classes: Classes = None,
         truth: Source | None = None,
         trust: TrustLevel = "off",
+        register: Register = "off",
         on_progress: None = None,
     ) -> Prediction:
         """Predict the label of one scan."""
@@ -56,6 +58,7 @@ class CaseTask:
     classes: Classes
     out: Path | None
     trust: TrustLevel = "off"
+    register: Register = "off"
 
     def __call__(self, case: Case) -> Row:
         """Return what is told of the case; of a bad one, its error."""
@@ -65,6 +68,7 @@ class CaseTask:
                 classes=self.classes,
                 truth=case.truth,
                 trust=self.trust,
+                register=self.register,
                 on_progress=None,
             )
             written = self.out and prediction.write(self.out / f"{case.name}.nii.gz")

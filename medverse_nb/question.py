@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from .io import Source
 from .placement import CanonicalVolume
 from .prediction import Prediction, PredictionStep, recorded_steps
 from .regions import View
+from .registration import Kind, register_pairs
 from .views import mapped, members, turned
 from .volume import values_of
 
@@ -63,6 +64,18 @@ class Question:
         """What the network reads."""
         scan, pairs = self.scaled, self.context.pairs
         return PairInputs(scan.view, scan.grid, pairs, self.align, self.wanted)
+
+    def registered(self, kind: Kind, before: Callable[[], None]) -> Question:
+        """Return the same question, asked of pairs that lie on the scan.
+
+        before : called before each pair; may raise to end it.
+
+        Raises
+        ------
+        InputError : no SimpleITK, or a scan too large for it.
+        """
+        pairs = register_pairs(self.scaled, self.context.pairs, kind, self.align, before)
+        return replace(self, context=replace(self.context, pairs=pairs), align="box")
 
     @property
     def wanted(self) -> list[Values]:

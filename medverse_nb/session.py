@@ -51,9 +51,10 @@ from .model.device import choose_device, choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
 from .prediction import Prediction
-from .progress import Progress, reporting, shown
+from .progress import Progress, counting, reporting, shown
 from .provenance import accepted
 from .question import Question
+from .registration import Register, check_kind
 from .tuning import Tuning, tune_on_pairs
 from .volume import same_voxels, values_of, with_data
 
@@ -244,6 +245,7 @@ class ICLSession:
         record: Record = False,
         truth: Source | None = None,
         trust: TrustLevel = "off",
+        register: Register = "off",
         affine: Any = None,
         skip_empty: bool = False,
         folder: str | Path | None = None,
@@ -264,6 +266,9 @@ class ICLSession:
         trust : "fast" or "full" fills `.trust`: the Dice to expect of each class, and why. Both
             cost a few runs of one window, however large the scan; "full" answers each pair from
             the others, once a context, and from halves of the context (`docs/trust.md`).
+        register : "affine" or "deformable" lays every pair on the scan first, for this prediction
+            alone: surer where pairs show one anatomy in one contrast, at the price of a second or
+            so a pair (extra `registration`).
         affine : for arrays and `.npy`.
         skip_empty : do not look again where the coarser scale found no class at all; faster for
             small structures in large scans, but what was missed there stays missed.
@@ -285,12 +290,17 @@ class ICLSession:
         Source: Medverse Eqs. 2-4 through `predict_array`.
         """
         check_level(trust, self.task)
+        check_kind(register)
         started = time.perf_counter()
         with collected_warnings() as messages:
             question = self._ask(target, classes, affine)
             known = None if truth is None else question.read_truth(truth)
         if skip_empty and not question.classes:
             raise InputError("skip_empty= is for segmentation; an image has no empty parts")
+        if register != "off":
+            with shown(on_progress, "pair") as progress:
+                before = counting("registration", len(self.context), progress, cancel)
+                question = question.registered(register, before)
         settings = Settings(precision=self.precision, skip_empty=skip_empty)
         recorder = self._recorder(question, settings, record)
         with shown(on_progress, "window") as progress:
@@ -310,6 +320,7 @@ class ICLSession:
                 settings={
                     **self.settings,
                     "skip_empty": skip_empty,
+                    "register": register,
                     "classes": [spec.to_dict() for spec in question.classes],
                 },
                 steps=steps,
@@ -385,6 +396,7 @@ class ICLSession:
         classes: Classes = None,
         truths: Mapping[str, Source] | None = None,
         trust: TrustLevel = "off",
+        register: Register = "off",
         on_progress: Progress | Literal["bar"] | None = "bar",
     ) -> pd.DataFrame:
         """Predict a cohort; a bad scan is told in the table and the rest go on.
@@ -398,7 +410,7 @@ class ICLSession:
         out : folder for `NAME.nii.gz` and `NAME.json`; None keeps the table alone.
         classes : as in `predict`.
         truths : known labels by name; they fill the score columns.
-        trust : as in `predict`; it fills the columns of the Dice to expect.
+        trust, register : as in `predict`; trust fills the columns of the Dice to expect.
         on_progress : called with a scan's name, scans done, and of how many; "bar" as in
             `predict`.
 
@@ -422,7 +434,12 @@ class ICLSession:
         with shown(on_progress, "scan") as progress:
             return table_of_cases(
                 self.predict_cases(
-                    cases, out=out, classes=classes, trust=trust, on_progress=progress
+                    cases,
+                    out=out,
+                    classes=classes,
+                    trust=trust,
+                    register=register,
+                    on_progress=progress,
                 )
             )
 
@@ -433,6 +450,7 @@ class ICLSession:
         out: str | Path | None = None,
         classes: Classes = None,
         trust: TrustLevel = "off",
+        register: Register = "off",
         on_progress: Progress | None = None,
     ) -> list[Row]:
         """Predict a cohort as `predict_many` does; a row a scan, all that is known of it.
@@ -444,9 +462,10 @@ class ICLSession:
         self._check_context()
         self.resolve(classes)
         check_level(trust, self.task)
+        check_kind(register)
         if self.cluster:
             self.cluster.send(self.network)
-        task = CaseTask(self, classes, Path(out) if out else None, trust)
+        task = CaseTask(self, classes, Path(out) if out else None, trust, register)
         return predict_cases(task, cases, cluster=self.cluster, on_progress=on_progress)
 
     def compare(

@@ -132,7 +132,7 @@ def test_registration_says_what_it_had_no_time_for(pairs):
 
 def test_registration_without_simpleitk_names_the_extra(pairs, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "SimpleITK", None)
-    with pytest.raises(InputError, match=r"medverse_nb\[baselines\]"):
+    with pytest.raises(InputError, match=r"medverse_nb\[registration\]"):
         Registration().predict(make_trial(pairs, draw(5)[0]))
 
 

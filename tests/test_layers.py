@@ -24,6 +24,7 @@ LAYERS = (
     {"scratch", "nifti", "npy", "zarr_volumes"},
     {"io"},
     {"classes", "placement", "provenance", "context"},
+    {"registration"},
     {"model"},
     {"inference"},
     {"tasks", "datasets"},

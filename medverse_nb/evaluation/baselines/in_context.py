@@ -9,6 +9,7 @@ from ...inference.recipe import Settings
 from ...model.device import choose_precision
 from ...model.network import ICLNetwork
 from ...model.registry import load_model
+from ...registration import Register, register_pairs
 from ..answers import predictor
 from .protocol import Outcome, Trial
 
@@ -23,23 +24,30 @@ class ThisNetwork:
     """A network in memory, answering as a session does.
 
     Neuroverse3D in one pass at its window, Medverse by scales.
+
+    register : as in `ICLSession.predict`.
     """
 
     name: str
     network: ICLNetwork
     settings: Settings
+    register: Register = "off"
 
     def predict(self, trial: Trial) -> Outcome:
+        pairs, align = trial.pairs, trial.align
+        if self.register != "off":
+            pairs = register_pairs(trial.canonical, pairs, self.register, align, trial.check)
+            align = "box"
         predict = predictor(
             self.network,
             trial.target,
             [spec.values for spec in trial.classes],
-            align=trial.align,
+            align=align,
             settings=self.settings,
             on_progress=lambda *_: trial.check(),
         )
         turn = trial.canonical.reorientation
-        return Outcome(trial.mask([turn.apply(answer) for answer in predict(trial.pairs)]))
+        return Outcome(trial.mask([turn.apply(answer) for answer in predict(pairs)]))
 
 
 @dataclass(frozen=True)
