@@ -9,6 +9,7 @@ bins too coarse for all the others, another one is laid around the quantiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ BINS = 65536
 LOW_QUANTILE, HIGH_QUANTILE = 0.02, 0.98
 FINE_BINS = 256  # fewer between the quantiles and the histogram is too coarse
 MOST_ZOOMS = 12  # histograms
-PIECE_VOXELS = 2**20  # counted at once, in float64
+PIECE_VOXELS = 2**20  # counted or scaled at once, in float64
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,11 @@ class IntensityScale:
         width = self.high - self.low
         if width <= 0:
             return np.zeros(volume.shape, np.float32)
-        scaled = (volume.astype(np.float64) - self.low) / width
-        return np.clip(scaled, 0, 1).astype(np.float32)
+        return _in_pieces(lambda piece: np.clip((piece - self.low) / width, 0, 1), volume)
 
     def invert(self, volume: NDArray[Any]) -> NDArray[np.float32]:
         """Bring scaled values back to the original units."""
-        return (volume.astype(np.float64) * (self.high - self.low) + self.low).astype(np.float32)
+        return _in_pieces(lambda piece: piece * (self.high - self.low) + self.low, volume)
 
 
 def quantile_scale(
@@ -64,6 +64,18 @@ def quantile_scale(
         around = edges[max(0, inner[0] - 1)], edges[min(inner[1] + 2, BINS)]
         first, last = _extremes(volume, *around)
     return IntensityScale(first, last)
+
+
+def _in_pieces(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], volume: NDArray[Any]
+) -> NDArray[np.float32]:
+    """Apply a function of single voxels in float64, a few planes at a time."""
+    result = np.empty(volume.shape, np.float32)
+    planes = max(1, PIECE_VOXELS // max(1, volume[:1].size))
+    for start in range(0, len(volume), planes):
+        part = slice(start, start + planes)
+        result[part] = function(volume[part].astype(np.float64))
+    return result
 
 
 def _extremes(volume: View, low: float, high: float) -> tuple[float, float]:
