@@ -11,6 +11,12 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file, whatever was asked."""
+    _, *groups = path.read_text(encoding="utf-8").splitlines()
+    return [row for group in groups for row in json.loads(group)]
+
+
 class KeptRows:
     """The rows of one question, in a JSON-lines file: first the question, then a group a line.
 

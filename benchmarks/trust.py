@@ -1,13 +1,13 @@
 """The trust score: learnt on drawn trials, then held against real hippocampus.
 
-    python benchmarks/trust.py gather --label-maps DIR --out trials.csv [--trials 60] [--seed 0]
-    python benchmarks/trust.py fit --trials trials.csv
-    python benchmarks/trust.py hippocampus --folder DIR --out hippocampus.csv
-    python benchmarks/trust.py broken --folder DIR --out broken.csv
-    python benchmarks/trust.py report --hippocampus hippocampus.csv --broken broken.csv
+    python benchmarks/trust.py gather --label-maps DIR --out trials.jsonl [--trials 60] [--seed 0]
+    python benchmarks/trust.py fit --trials trials.jsonl
+    python benchmarks/trust.py hippocampus --folder DIR --out hippocampus.jsonl
+    python benchmarks/trust.py broken --folder DIR --out broken.jsonl
+    python benchmarks/trust.py report --hippocampus hippocampus.jsonl --broken broken.jsonl
 
-`gather` predicts trials drawn from heads and shapes and appends a row each, with all signals and
-the true Dice; run again it goes on where it was. `fit` learns the calibration that ships beside the
+`gather` predicts trials drawn from heads and shapes and keeps a row each, with all signals and the
+true Dice; run again it goes on where it was. `fit` learns the calibration that ships beside the
 weights. The others hold it against real scans that neither weights nor calibration have seen, and
 record what they find. Several processes share the work by `--first` and `--step`.
 """
@@ -15,7 +15,6 @@ record what they find. Several processes share the work by `--first` and `--step
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from kept_rows import KeptRows, read_rows
 from record import record
 from torch import Generator
 
@@ -62,7 +62,6 @@ CONTEXT_SIZES, TARGETS, BROKEN_SHARE = (1, 2, 4, 8), 4, 0.25
 WHOLE, DRAWS, BOOTSTRAPS = (1, 2), 10, 500
 CONTEXT_SIGNALS = ("edges", "left_out", "gain")
 LEARNT_ON = "synthetic contrast over four held-out FreeSurfer label maps, and random shapes"
-COLUMNS = ("key", "case", "size", "broken", "dice", *SIGNALS, "left_out_pairs")
 
 
 def score(
@@ -84,30 +83,10 @@ def score(
     return {"dice": dice(mask, truth), **found.classes[0]}, found.context
 
 
-class Rows:
-    """A CSV file that grows row by row; what it has is not measured again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done = set()
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.done = {row["key"] for row in csv.DictReader(file)}
-        else:
-            path.write_text(",".join(COLUMNS) + "\n")
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write a row."""
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, restval="").writerow(
-                {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
-            )
-
-
-def pairs_of(context: ContextSignals) -> str:
-    """Return the Dice of each pair left out, and the mean label's, as text."""
-    columns = context.left_out[["dice", "mean_label_dice"]]
-    return " ".join(f"{ours:.3f}/{mean:.3f}" for ours, mean in columns.itertuples(index=False))
+def left_out_of(context: ContextSignals) -> list[tuple[float, float]]:
+    """Return the Dice of each pair left out, and the mean label's."""
+    columns = context.left_out[["dice", "mean_label_dice"]].round(4)
+    return [tuple(row) for row in columns.itertuples(index=False)]
 
 
 def open_asker(model: str, values: tuple[int, ...]) -> Asker:
@@ -121,7 +100,7 @@ def gather(args: argparse.Namespace) -> None:
     paths = [args.label_maps / f"training_seg_{n:02d}.nii.gz" for n in HELD_OUT_HEADS]
     heads = HeadSource(read_head_maps(paths))
     source = Mixture((heads, ShapeSource()), (HEADS_RATE, 1 - HEADS_RATE))
-    ask, rows = open_asker(args.model, (1,)), Rows(args.out)
+    ask, kept = open_asker(args.model, (1,)), open_rows(args, "drawn trials")
     for number in range(args.first, args.trials, args.step):
         generator = Generator().manual_seed(8_000_000 + number)
         chosen = source.choose(generator)
@@ -132,19 +111,18 @@ def gather(args: argparse.Namespace) -> None:
                 broken, pairs = break_context(pairs, integer(generator, 0, 10_000))
             known = None
             for n, target in enumerate(trial.targets):
-                if (key := f"{number}/{size}/{n}") in rows.done:
+                told = {"trial": number, "size": size, "target": n}
+                if kept.has(**told):
                     continue
                 truth = target.label.values == FOREGROUND
                 found, known = score(ask, target.image, truth, pairs, known)
-                case = "head" if chosen is heads else "shapes"
-                told = {"key": key, "case": f"{case} {number}", "size": size, "broken": broken}
-                rows.append({**told, **found, "left_out_pairs": pairs_of(known)})
-                print(key, case, target.image.shape, broken, round(found["dice"], 3), flush=True)
+                told |= {"case": f"trial {number}", "broken": broken}
+                kept.add([{**told, **rounded(found), "left_out_pairs": left_out_of(known)}])
 
 
 def learn(args: argparse.Namespace) -> None:
     """Fit the calibration and write it beside the weights."""
-    trials = pd.concat([read_rows(path) for path in args.trials], ignore_index=True)
+    trials = read_tables(args.trials)
     weights = find_weights(args.model)
     learnt = fit(trials, weights_hash(weights), LEARNT_ON)
     place = weights.with_name(weights.stem + SUFFIX)
@@ -154,10 +132,21 @@ def learn(args: argparse.Namespace) -> None:
         print(curve.weights)
 
 
-def read_rows(path: Path) -> pd.DataFrame:
-    """Read what `Rows` wrote."""
-    table = pd.read_csv(path, dtype={"broken": str})
-    return table.assign(broken=table["broken"].fillna(""))
+def open_rows(args: argparse.Namespace, what: str) -> KeptRows:
+    """Open the rows of a part; they depend on the weights."""
+    return KeptRows(args.out, {"what": what, "weights": weights_hash(find_weights(args.model))})
+
+
+def rounded(signals: dict[str, float]) -> dict[str, float]:
+    """Return figures as they are kept."""
+    return {name: round(float(value), 5) for name, value in signals.items()}
+
+
+def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read the rows that several processes kept."""
+    return pd.DataFrame([row for path in paths for row in read_rows(path)]).reindex(
+        columns=["case", "size", "broken", "dice", *SIGNALS, "left_out_pairs"]
+    )
 
 
 @dataclass(frozen=True)
@@ -178,7 +167,7 @@ class Hippocampus:
 
 def score_hippocampus(args: argparse.Namespace) -> None:
     """Predict every case once, from two context sizes of one of ten draws of the context."""
-    cases, rows = Hippocampus(args.folder), Rows(args.out)
+    cases, kept = Hippocampus(args.folder), open_rows(args, "hippocampus")
     ask = open_asker(args.model, WHOLE)
     order = np.random.default_rng(11).permutation([*cases.files])
     for draw, targets in enumerate(np.array_split(order, DRAWS)):
@@ -192,21 +181,21 @@ def score_hippocampus(args: argparse.Namespace) -> None:
             target = cases.pair(name)
             truth = np.isin(target.label.values, WHOLE)
             for size in CONTEXT_SIZES[number % 2 :: 2]:
-                if (key := f"{name}/{size}") in rows.done:
+                if kept.has(case=name, size=size):
                     continue
                 found, context = score(ask, target.image, truth, pairs[:size], known.get(size))
                 known[size] = context
-                told = {"key": key, "case": name, "size": size, **found}
-                rows.append({**told, "left_out_pairs": pairs_of(context)})
-                print(key, round(found["dice"], 3), flush=True)
+                left_out = left_out_of(context)
+                told = {"case": name, "size": size, **rounded(found), "left_out_pairs": left_out}
+                kept.add([told])
 
 
 def score_broken(args: argparse.Namespace) -> None:
     """Look at sound and at broken contexts of real cases."""
-    cases, rows = Hippocampus(args.folder), Rows(args.out)
+    cases, kept = Hippocampus(args.folder), open_rows(args, "sound and broken contexts")
     for number in range(args.first, args.trials, args.step):
         for broken in ("", [*BREAKS][number % len(BREAKS)]):
-            if (key := f"{number}/{broken}") in rows.done:
+            if kept.has(number=number, broken=broken):
                 continue
             generator = np.random.default_rng(1000 + number)
             size = (4, 8)[number // len(BREAKS) % 2]
@@ -217,10 +206,9 @@ def score_broken(args: argparse.Namespace) -> None:
                 pairs = BREAKS[broken](pairs, number)
             ask = open_asker(args.model, wanted)
             context = context_signals(ask, pairs, leave_out=True)
-            found = context.of_class(0)
-            told = {"key": key, "case": "-".join(names), "size": size, "broken": broken}
-            rows.append({**told, **found, "left_out_pairs": pairs_of(context)})
-            print(key, size, {k: round(v, 3) for k, v in found.items()}, flush=True)
+            told = {"number": number, "broken": broken, "size": size, "pairs": names.tolist()}
+            found = rounded(context.of_class(0))
+            kept.add([{**told, **found, "left_out_pairs": left_out_of(context)}])
 
 
 def report(args: argparse.Namespace) -> None:
@@ -228,10 +216,10 @@ def report(args: argparse.Namespace) -> None:
     weights = find_weights(args.model)
     learnt = read_calibration(weights, weights_hash(weights))
     assert learnt is not None, "fit it first"
-    rows = pd.concat([read_rows(path) for path in args.hippocampus], ignore_index=True)
+    rows = read_tables(args.hippocampus)
     rows = rows.join(pd.DataFrame([learnt.expect(signals_of(row)) for _, row in rows.iterrows()])
                      .add_prefix("expected_"))  # fmt: skip
-    contexts = pd.concat([read_rows(path) for path in args.broken], ignore_index=True)
+    contexts = read_tables(args.broken)
     contexts["alarm"] = [
         any(context_findings("", read_context(r), 0)) for _, r in contexts.iterrows()
     ]
@@ -268,8 +256,7 @@ def report(args: argparse.Namespace) -> None:
 
 def read_context(row: pd.Series) -> ContextSignals:
     """Return the signals of a context as they were written."""
-    pairs = [map(float, one.split("/")) for one in row["left_out_pairs"].split()]
-    left_out = [(str(n), 0, ours, mean) for n, (ours, mean) in enumerate(pairs)]
+    left_out = [(str(n), 0, ours, mean) for n, (ours, mean) in enumerate(row["left_out_pairs"])]
     columns = ["pair", "class", "dice", "mean_label_dice"]
     return ContextSignals(float(row["edges"]), pd.DataFrame(left_out, columns=columns))
 
