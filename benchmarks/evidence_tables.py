@@ -116,7 +116,8 @@ def enhance(result: dict[str, Any]) -> str:
 def trust(result: dict[str, Any]) -> str:
     """Return how the Dice to expect and the true one agree."""
     rows = []
-    for name, row in {**result["sizes"], "all": result["all"]}.items():
+    parts = {**result["sizes"], "all": result["all"], 'all, `trust="fast"`': result["fast"]}
+    for name, row in parts.items():
         ranks, shares = (
             " to ".join(f"{end:.2f}" for end in row[f"{figure}_90"])
             for figure in ("spearman", "coverage")
