@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cloudpickle
 import dask
@@ -155,8 +155,9 @@ class Broken:
 
 def predict_broken(client: Client, network: ICLNetwork, monkeypatch, *, deadly: bool) -> None:
     monkeypatch.setattr(crops_file, "LARGEST_KEPT", 0)  # read by the workers
-    inputs = take_arrays(network, Broken(deadly), *ARRAYS[1:], SETTINGS)
-    run(network, inputs, SETTINGS, executor=executor_of(client, network))
+    settings = replace(SETTINGS, scales=1)  # a coarser scale would be read here
+    inputs = take_arrays(network, Broken(deadly), *ARRAYS[1:], settings)
+    run(network, inputs, settings, executor=executor_of(client, network))
 
 
 def test_what_a_worker_raises_arrives_as_it_is(client, network, monkeypatch):
