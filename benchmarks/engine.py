@@ -45,13 +45,12 @@ from medverse_nb.inference.runner import WindowRunner
 from medverse_nb.inference.schedule import scale_count
 from medverse_nb.inference.storage import MemoryStore
 from medverse_nb.inference.windows import Window, plan_windows
-from medverse_nb.intensity import quantile_scale
 from medverse_nb.placement import CanonicalVolume
 from medverse_nb.regions import View, read
 from medverse_nb.resampling import FloatArray
 from medverse_nb.scratch import VARIABLE
 from medverse_nb.stored import LAZY_CHUNK
-from medverse_nb.views import Mapped, as_dask, clipped, mapped, resized
+from medverse_nb.views import Mapped, as_dask, clipped, resized
 from medverse_nb.volume import make_volume
 
 Row = dict[str, Any]
@@ -107,10 +106,9 @@ def open_session(shape: Shape, pairs: int, **options: Any) -> mv.ICLSession:
 
 def inputs_of(session: mv.ICLSession, target: Any, values: Sequence[int] = (1,)) -> PairInputs:
     """Return what `session.predict` of these classes runs on."""
-    volume = CanonicalVolume.of(mv.read_volume(target))
-    scan = mapped(volume.view, quantile_scale(volume.view).apply)
+    scan = CanonicalVolume.of(mv.read_volume(target)).scaled()
     wanted = [(value,) for value in values]
-    return PairInputs(scan, volume.grid, session.context.pairs, session.align, wanted)
+    return PairInputs(scan.view, scan.grid, session.context.pairs, session.align, wanted)
 
 
 def show(rows: dict[str, Row]) -> None:

@@ -33,7 +33,11 @@ from medverse_nb.context import ContextPair, find_pairs, make_pair
 from medverse_nb.evaluation.metrics import dice
 from medverse_nb.evaluation.trust.calibration import SUFFIX, Calibration, read_calibration
 from medverse_nb.evaluation.trust.coarse import Asker
-from medverse_nb.evaluation.trust.context_signals import ContextSignals, context_signals
+from medverse_nb.evaluation.trust.context_signals import (
+    LEFT_OUT,
+    ContextSignals,
+    context_signals,
+)
 from medverse_nb.evaluation.trust.fit import fit
 from medverse_nb.evaluation.trust.measuring import SIGNALS, measure
 from medverse_nb.evaluation.trust.score import context_findings
@@ -46,7 +50,6 @@ from medverse_nb.evaluation.trust.trials import (
 from medverse_nb.inference.autoregressive import run
 from medverse_nb.inference.inputs import PairInputs
 from medverse_nb.inference.recipe import Settings
-from medverse_nb.intensity import quantile_scale
 from medverse_nb.model.registry import find_weights
 from medverse_nb.model.weights import weights_hash
 from medverse_nb.placement import CanonicalVolume
@@ -54,7 +57,6 @@ from medverse_nb.regions import read
 from medverse_nb.tasks.fields import chance, integer
 from medverse_nb.tasks.labelmaps import read_head_maps
 from medverse_nb.tasks.scenes import HeadSource, Mixture, ShapeSource
-from medverse_nb.views import mapped
 
 HELD_OUT_HEADS = range(13, 17)
 HEADS_RATE = 0.75
@@ -73,14 +75,12 @@ def score(
     known: ContextSignals | None = None,
 ) -> tuple[dict[str, float], ContextSignals]:
     """Predict one class as a session does; return true Dice and all signals."""
-    volume = CanonicalVolume.of(image)
-    scaled = mapped(volume.view, quantile_scale(volume.view).apply)
-    target = CanonicalVolume(scaled, volume.grid, volume.reorientation)
-    inputs = PairInputs(scaled, volume.grid, pairs, ask.align, ask.wanted)
+    target = CanonicalVolume.of(image).scaled()
+    inputs = PairInputs(target.view, target.grid, pairs, ask.align, ask.wanted)
     steps = run(ask.network, inputs, ask.settings)
     answers = [step.predictions for step in steps]
     found = measure(ask, target, answers, pairs, "full", known)
-    mask = volume.reorientation.undo(read(answers[-1][0]) > 0.5)
+    mask = target.reorientation.undo(read(answers[-1][0]) > 0.5)
     return {"dice": dice(mask, truth), **found.classes[0]}, found.context
 
 
@@ -217,8 +217,9 @@ def report(args: argparse.Namespace) -> None:
     weights = find_weights(args.model)
     learnt = read_calibration(weights, weights_hash(weights))
     assert learnt is not None, "fit it first"
-    rows = with_expected(read_tables(args.hippocampus), learnt)
-    fast = with_expected(read_tables(args.hippocampus).assign(**dict.fromkeys(FULL_ONLY)), learnt)
+    measured = read_tables(args.hippocampus)
+    rows = with_expected(measured, learnt)
+    fast = with_expected(measured.assign(**dict.fromkeys(FULL_ONLY)), learnt)
     contexts = read_tables(args.broken)
     contexts["alarm"] = [
         any(context_findings("", read_context(r), 0)) for _, r in contexts.iterrows()
@@ -264,8 +265,7 @@ def with_expected(rows: pd.DataFrame, learnt: Calibration) -> pd.DataFrame:
 def read_context(row: pd.Series) -> ContextSignals:
     """Return the signals of a context as they were written."""
     left_out = [(str(n), 0, ours, mean) for n, (ours, mean) in enumerate(row["left_out_pairs"])]
-    columns = ["pair", "class", "dice", "mean_label_dice"]
-    return ContextSignals(float(row["edges"]), pd.DataFrame(left_out, columns=columns))
+    return ContextSignals(float(row["edges"]), pd.DataFrame(left_out, columns=LEFT_OUT))
 
 
 def signals_of(row: pd.Series) -> dict[str, float]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import ContextError, InputError
 
 Classes = Sequence[int] | Mapping[str, int | Sequence[int]] | None
@@ -228,3 +231,16 @@ def _as_values(values: int | Sequence[int]) -> tuple[int, ...]:
     if not numbers or any(n <= 0 for n in numbers) or list(numbers) != listed:
         raise InputError(f"classes: {values!r} must be positive integers (0 is the background)")
     return numbers
+
+
+def likeliest(probability: NDArray[Any], numbers: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return each voxel's likeliest class, 0 where none exceeds 0.5.
+
+    Parameters
+    ----------
+    probability : (K, X, Y, Z).
+    numbers : (K,) of the classes; their dtype is the answer's.
+    """
+    chosen = numbers[probability.argmax(axis=0)]
+    chosen[probability.max(axis=0) <= 0.5] = 0
+    return chosen

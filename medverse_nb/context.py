@@ -55,9 +55,7 @@ class ContextPair:
     @cached_property
     def canonical_image(self) -> CanonicalVolume:
         """The image in canonical axis order, scaled to [0, 1]."""
-        volume = CanonicalVolume.of(self.image)
-        scaled = mapped(volume.view, quantile_scale(volume.view).apply)
-        return CanonicalVolume(scaled, volume.grid, volume.reorientation)
+        return CanonicalVolume.of(self.image).scaled()
 
     @cached_property
     def canonical_label(self) -> CanonicalVolume:

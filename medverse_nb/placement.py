@@ -6,7 +6,7 @@ only, so nothing of the target is interpolated, and the way back is exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .geometry import Align, Grid, Reorientation, placement
+from .intensity import IntensityScale, quantile_scale
 from .regions import Region, View, read
 from .resampling import FloatArray
-from .views import Placed, turned
+from .views import Placed, mapped, turned
 from .volume import affine_of, grid_of, view_of
 
 
@@ -44,6 +45,11 @@ class CanonicalVolume:
         view = turned(view_of(volume), turn)
         x, y, z = view.shape
         return cls(view, Grid((x, y, z), turn.affine(affine_of(volume))), turn)
+
+    def scaled(self, scale: IntensityScale | None = None) -> CanonicalVolume:
+        """Return the image in [0, 1], as a run reads it; None for the scale of its quantiles."""
+        chosen = quantile_scale(self.view) if scale is None else scale
+        return replace(self, view=mapped(self.view, chosen.apply))
 
 
 def placed(source: View, grid: Grid, target: Grid, align: Align) -> View:

@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from .classes import ClassSpec
+from .classes import ClassSpec, likeliest
 from .dicom_seg import write_dicom_seg
 from .errors import ContextError, InputError
 from .evaluation.records import records_of
@@ -169,9 +169,9 @@ class Prediction:
         numbers: NDArray[Any] = np.array([spec.number for spec in self.classes], dtype)
         data = self.probability.data
         if isinstance(data, np.ndarray):
-            return with_data(self.target, _likeliest(data, numbers), "mask")
+            return with_data(self.target, likeliest(data, numbers), "mask")
         whole = data.rechunk({0: -1})  # all classes of a voxel
-        lazy = whole.map_blocks(_likeliest, numbers, dtype=dtype, drop_axis=0)
+        lazy = whole.map_blocks(likeliest, numbers, dtype=dtype, drop_axis=0)
         return with_data(self.target, lazy, "mask")
 
     @property
@@ -371,12 +371,3 @@ class Prediction:
 def _kept(view: View) -> Any:
     """Return a volume in memory, a large one as a dask array."""
     return as_dask(view, LAZY_CHUNK) if is_large(view.shape) else read(view)
-
-
-def _likeliest(
-    probability: NDArray[np.float32], numbers: NDArray[np.integer]
-) -> NDArray[np.integer]:
-    """Return the number of the likeliest class, 0 where none exceeds 0.5."""
-    chosen = numbers[probability.argmax(axis=0)]
-    chosen[probability.max(axis=0) <= 0.5] = 0
-    return chosen

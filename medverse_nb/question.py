@@ -56,8 +56,7 @@ class Question:
     @cached_property
     def scaled(self) -> CanonicalVolume:
         """The scan in canonical axis order, scaled to [0, 1]."""
-        scan = mapped(self.canonical.view, self.scale.apply)
-        return CanonicalVolume(scan, self.canonical.grid, self.canonical.reorientation)
+        return self.canonical.scaled(self.scale)
 
     @cached_property
     def inputs(self) -> PairInputs:

@@ -18,11 +18,10 @@ from ..geometry import Align
 from ..inference.autoregressive import OnProgress, run
 from ..inference.inputs import PairInputs, Values
 from ..inference.recipe import Settings
-from ..intensity import quantile_scale
 from ..model.network import ICLNetwork
 from ..placement import CanonicalVolume
 from ..regions import read
-from ..views import clipped, mapped
+from ..views import clipped
 from .metrics import dice, psnr
 
 Measure = Literal["dice", "psnr", "agreement", "difference"]
@@ -80,11 +79,10 @@ def predictor(
         )
         influence(predict, session.context.pairs)
     """
-    canonical = CanonicalVolume.of(target)
-    scan = mapped(canonical.view, quantile_scale(canonical.view).apply)
+    canonical = CanonicalVolume.of(target).scaled()
 
     def predict(pairs: Sequence[ContextPair]) -> NDArray[Any]:
-        inputs = PairInputs(scan, canonical.grid, pairs, align, wanted)
+        inputs = PairInputs(canonical.view, canonical.grid, pairs, align, wanted)
         last = run(network, inputs, settings or Settings(), on_progress=on_progress)[-1]
         views = map(clipped, last.predictions)
         return np.stack([canonical.reorientation.undo(read(view)) for view in views])

@@ -21,12 +21,10 @@ from torch import Tensor
 from ..context import ContextPair
 from ..errors import ContextError, InputError
 from ..geometry import Align, Grid
-from ..intensity import quantile_scale
 from ..model.network import ICLNetwork
 from ..placement import CanonicalVolume, place
 from ..regions import View
 from ..resampling import FloatArray, resize
-from ..views import mapped
 from .answers import check_pairs
 
 HISTOGRAM_BINS = 32
@@ -167,8 +165,7 @@ def similarity(
     chosen = [_find(one) for one in given]
     if len({one.name for one in chosen}) < len(chosen):
         raise InputError(f"descriptors need names of their own, got {[one.name for one in chosen]}")
-    volume = CanonicalVolume.of(target)
-    scan = mapped(volume.view, quantile_scale(volume.view).apply)
+    volume = CanonicalVolume.of(target).scaled()
     grids = {one.side: _coarse(volume.grid, one.side) for one in chosen}
 
     def describe(image: View, source: Grid) -> list[FloatArray]:
@@ -176,7 +173,7 @@ def similarity(
         images = {side: place(image, source, grid, align) for side, grid in grids.items()}
         return [one.describe(images[one.side]) for one in chosen]
 
-    ours = describe(scan, volume.grid)
+    ours = describe(volume.view, volume.grid)
     rows = []
     for pair in pairs:
         theirs = describe(pair.canonical_image.view, pair.canonical_image.grid)

@@ -12,14 +12,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...classes import ClassSpec
+from ...classes import ClassSpec, likeliest
 from ...context import ContextPair
 from ...errors import Cancelled
 from ...geometry import Align
-from ...intensity import quantile_scale
 from ...placement import CanonicalVolume
 from ...resampling import FloatArray
-from ...views import mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +44,7 @@ class Trial:
     @cached_property
     def canonical(self) -> CanonicalVolume:
         """The target in canonical axis order, scaled to [0, 1] as a run scales it."""
-        volume = CanonicalVolume.of(self.target)
-        scaled = mapped(volume.view, quantile_scale(volume.view).apply)
-        return CanonicalVolume(scaled, volume.grid, volume.reorientation)
+        return CanonicalVolume.of(self.target).scaled()
 
     def check(self) -> None:
         """Raise `Cancelled` where that was asked for; long methods call it often."""
@@ -62,11 +58,9 @@ class Trial:
 
         probabilities : one (X, Y, Z) a class, on the target's canonical grid.
         """
-        stack = np.asarray(probabilities)
         numbers = np.array([spec.number for spec in self.classes])
-        chosen = numbers.astype(np.min_scalar_type(int(numbers.max())))[stack.argmax(axis=0)]
-        chosen[stack.max(axis=0) <= 0.5] = 0
-        return self.canonical.reorientation.undo(chosen)
+        small = numbers.astype(np.min_scalar_type(int(numbers.max())))
+        return self.canonical.reorientation.undo(likeliest(np.asarray(probabilities), small))
 
     def numbers(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return class numbers for label values; 0 for values of no class."""

@@ -20,7 +20,6 @@ from ...intensity import IntensityScale, quantile_scale
 from ...placement import CanonicalVolume
 from ...regions import Region, View, bounds_of, slabs
 from ...resampling import FloatArray, resize
-from ...views import mapped
 from ...volume import grid_of, view_of
 
 COARSE_SIDE = 32  # voxels: the box of any volume, for comparing images as wholes
@@ -46,10 +45,7 @@ class Scan:
         """Canonical axes, scaled to [0, 1] as a run does."""
         if self.pair is not None:
             return self.pair.canonical_image
-        volume = CanonicalVolume.of(self.image)
-        return CanonicalVolume(
-            mapped(volume.view, self.scale.apply), volume.grid, volume.reorientation
-        )
+        return CanonicalVolume.of(self.image).scaled(self.scale)
 
     @cached_property
     def scale(self) -> IntensityScale:

@@ -14,6 +14,7 @@ from ..doctor.labels import FEWEST_VOXELS, edge_agreement
 from ..metrics import dice
 from .coarse import Asker
 
+LEFT_OUT = ["pair", "class", "dice", "mean_label_dice"]  # columns
 MOST_LEFT_OUT = 8  # predictions; of a larger context evenly spaced pairs are left out
 
 
@@ -47,8 +48,7 @@ def context_signals(ask: Asker, pairs: Sequence[ContextPair], *, leave_out: bool
     At most `MOST_LEFT_OUT` runs of one window, from all other pairs each.
     """
     left_out = _left_out(ask, pairs) if leave_out and len(pairs) > 1 else []
-    columns = ["pair", "class", "dice", "mean_label_dice"]
-    return ContextSignals(_edges(pairs), pd.DataFrame(left_out, columns=columns))
+    return ContextSignals(_edges(pairs), pd.DataFrame(left_out, columns=LEFT_OUT))
 
 
 def evenly(count: int, most: int) -> list[int]:

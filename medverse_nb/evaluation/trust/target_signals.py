@@ -53,12 +53,10 @@ def target_signals(
     *coarser, final = [np.stack([scan.resized(view) for view in step]) for step in answers]
     probabilities = np.clip(final, 0, 1)
     masks = masks_of(probabilities)
+    labels = np.stack([ask.labels(pair, scan) for pair in pairs], axis=1)
     classes: list[dict[str, float]] = [
-        {
-            "confidence": expected_dice(probabilities[k], mask),
-            **volume_and_mean_label(ask, scan, pairs, k, mask),
-        }
-        for k, mask in enumerate(masks)
+        {"confidence": expected_dice(probability, mask), **volume_and_mean_label(mask, shown)}
+        for probability, mask, shown in zip(probabilities, masks, labels, strict=True)
     ]
     _add(classes, "reverse", reverse(ask, scan, masks, pairs))
     if coarser:
@@ -78,11 +76,8 @@ def expected_dice(probability: FloatArray, mask: Masks) -> float:
     return 2 * float(probability[mask].sum(dtype=np.float64)) / total if mask.any() else 0.0
 
 
-def volume_and_mean_label(
-    ask: Asker, scan: Coarse, pairs: Sequence[ContextPair], number: int, mask: Masks
-) -> dict[str, float]:
-    """Return how far size and place are what the pairs show, both in [0, 1]."""
-    labels = [ask.asking([ask.wanted[number]]).labels(pair, scan)[0] for pair in pairs]
+def volume_and_mean_label(mask: Masks, labels: Masks) -> dict[str, float]:
+    """Return how far size and place are what the pairs' labels (L, X, Y, Z) show, in [0, 1]."""
     usual, ours = float(np.median([label.sum() for label in labels])), float(mask.sum())
     return {
         "volume": min(usual, ours) / max(usual, ours, 1),
