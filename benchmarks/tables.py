@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evidence_tables import EVIDENCE
+from evidence_tables import EVIDENCE, table
 
 ROOT = Path(__file__).parents[1]
 PAGES_OF_DOCS = (
@@ -247,13 +247,11 @@ def released_volume(result: dict[str, Any]) -> str:
 
 def rows_table(rows: dict[str, dict[str, Any]], first: str, columns: dict[str, str]) -> str:
     """Return named rows as a table; `columns` gives a heading to each figure that is shown."""
-    lines = [f"| {' | '.join([first, *columns.values()])} |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        figures = [
-            f"{row[key]:,}" if isinstance(row[key], int) else f"{row[key]:g}" for key in columns
-        ]
-        lines.append(f"| {' | '.join([name, *figures])} |")
-    return "\n".join(lines)
+    lines = [
+        [name, *(f"{row[k]:,}" if isinstance(row[k], int) else f"{row[k]:g}" for k in columns)]
+        for name, row in rows.items()
+    ]
+    return table([first, *columns.values()], lines)
 
 
 def measured(result: dict[str, Any]) -> str:

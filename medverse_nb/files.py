@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, OutputError
+from .errors import InputError, OutputError, first_line
 
 Stamp = tuple[int, int]
 
@@ -106,3 +107,19 @@ def _beside(path: Path, what: str) -> Path:
 def in_words(size: int) -> str:
     """Return a number of bytes as people say it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def read_question(path: Path, what: str) -> dict[str, Any]:
+    """Return the JSON object that says what a folder of results was asked.
+
+    Raises
+    ------
+    InputError : it cannot be read; `what` says what is lost.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged, {what} cannot be read ({first_line(error)}); delete this folder, "
+            "or give another one"
+        ) from error

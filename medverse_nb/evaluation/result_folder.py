@@ -19,7 +19,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..errors import InputError, OutputError, first_line
-from ..files import check_writable, is_partial, write_atomically
+from ..files import check_writable, is_partial, read_question, write_atomically
 
 ASKED, ROWS, PARQUET = "asked.json", "rows.csv", "rows.parquet"
 LOCK = ".lock"
@@ -153,7 +153,7 @@ class ResultFolder:
             text = json.dumps(asked, indent=2)
             write_atomically(place, lambda part: part.write_text(text, encoding="utf-8"))
             return
-        before = _read_question(place)
+        before = read_question(place, "what was asked")
         if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
             raise InputError(
                 f"{self.path} holds another evaluation: {', '.join(changed)} changed since; "
@@ -206,13 +206,3 @@ def _as_csv(lines: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
-
-
-def _read_question(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged, what was asked cannot be read ({first_line(error)}); delete this "
-            "folder, or give another one"
-        ) from error

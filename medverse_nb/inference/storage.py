@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError, first_line
-from ..files import check_writable, is_partial, write_atomically
+from ..files import check_writable, is_partial, read_question, write_atomically
 from ..geometry import Shape
 from ..resampling import FloatArray
 from ..scratch import MORE_SPACE, new_place, remove_with
@@ -168,7 +168,7 @@ class RunFolder:
         self.path = check_writable(path / MANIFEST).parent
         asked = json.loads(json.dumps(asked))
         if (path / MANIFEST).is_file():
-            before = _read_manifest(path / MANIFEST)
+            before = read_question(path / MANIFEST, "what the run was asked")
             if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
                 raise InputError(
                     f"{path} holds another run: {', '.join(changed)} changed since; give another "
@@ -183,13 +183,3 @@ class RunFolder:
     def storage(self, scale: int, shape: tuple[int, ...], sides: Shape) -> FolderStore:
         """Keep a scale in this folder; finished chunks of an earlier attempt are there."""
         return FolderStore(self.path / f"scale-{scale}", shape, sides)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged, what the run was asked cannot be read ({first_line(error)}); "
-            "delete this folder, or give another one"
-        ) from error
