@@ -2,6 +2,7 @@
 
 python tests/notebooks/refresh.py                      # every tutorial and notebook
 python tests/notebooks/refresh.py tutorials/00*.ipynb  # only these
+python tests/notebooks/refresh.py --no-run             # only tidy what is saved
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ def all_notebooks() -> list[Path]:
     ]
 
 
-def refresh(path: Path, timeout: int = 300) -> None:
-    """Execute one notebook in its folder and write it back; a cell that fails leaves it alone."""
+def refresh(path: Path, timeout: int = 300, *, run: bool = True) -> None:
+    """Run one notebook in its folder and write it back; a cell that fails leaves it as it was."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    client.execute()
+    if run:
+        NotebookClient(
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        ).execute()
     tidy(notebook)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
@@ -102,11 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of them if none is named")
     parser.add_argument("--timeout", type=int, default=300, help="seconds a cell may take")
+    parser.add_argument("--no-run", action="store_true", help="only tidy what is saved")
     given = parser.parse_args()
     os.environ.pop("MPLBACKEND", None)  # Agg would draw nothing into the page
     for path in given.notebooks or all_notebooks():
         started = time.perf_counter()
-        refresh(path, given.timeout)
+        refresh(path, given.timeout, run=not given.no_run)
         seconds, kilobytes = time.perf_counter() - started, path.stat().st_size / 1000
         sys.stdout.write(f"{path.name}: {seconds:.0f} s, {kilobytes:.0f} kB\n")
 
