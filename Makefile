@@ -16,16 +16,16 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-browser lint train benchmark evidence clean
+.PHONY: help demo test test-browser test-notebooks lint train benchmark evidence clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/ready-demo ## segment a virtual brain with the shipped weights, on a CPU
 	$(PY) -m medverse_nb demo
 
 test: lint ## lint, type-check, then run the tests
-	$(PY) -m pytest -q --ignore=tests/browser
+	$(PY) -m pytest -q --ignore=tests/browser --ignore=tests/notebooks
 
 test-browser: $(VENV)/ready-dev ## canvas and app in Chromium, nothing from outside; takes minutes
 	@test -x "$(CHROMIUM)" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -33,6 +33,10 @@ test-browser: $(VENV)/ready-dev ## canvas and app in Chromium, nothing from outs
 	@test -x "$(CHROMIUM)" || { echo "no Chromium at $(CHROMIUM); on Debian: apt install chromium," \
 	  "elsewhere: make test-browser MEDVERSE_NB_CHROMIUM=/path/to/chromium" >&2; exit 1; }
 	MEDVERSE_NB_CHROMIUM="$(CHROMIUM)" $(PY) -m pytest -q tests/browser
+
+test-notebooks: $(VENV)/ready-dev ## run tutorials and notebooks, compare what is checked; takes minutes
+	env -u MPLBACKEND $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    --nbval-sanitize-with=tests/notebooks/sanitize.cfg tutorials notebooks tests/notebooks
 
 lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing
 	$(PY) -m ruff check .
