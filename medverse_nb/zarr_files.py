@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .geometry import Shape
 from .regions import Region, overlap
 
 KEPT_BYTES = 2**28  # of chunks decoded lately, of all arrays together
-WRITERS = 4  # chunks encoded at a time
+AT_A_TIME = 4  # chunks encoded or decoded
 MOST_KEPT = 27  # chunks; what a larger region reads is not kept
 FORMAT = 3 if int(zarr.__version__.split(".")[0]) >= 3 else 2  # written; 3 reads 2 as well
 
@@ -70,16 +71,35 @@ class ZarrVoxels:
 
 
 def _read(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
-    """Read a box, a small one by way of whole chunks."""
+    """Read a box chunk by chunk: those of a small one are kept, others pass a few at a time.
+
+    Left to itself, zarr 3 decodes the more at once, the more chunks a box touches.
+    """
     array = _opened(path, stamp)
     numbers = _numbers(array, index)
-    if len(numbers) > MOST_KEPT:
-        return _decoded(path, stamp, index)
     box = np.empty([part.stop - part.start for part in index], array.dtype.newbyteorder("="))
-    for number in numbers:
+
+    def keep(number: tuple[int, ...]) -> None:
         here, there = overlap(index, _chunk_region(array, number))
         box[here] = _chunk(path, stamp, number)[there]
+
+    def pass_by(number: tuple[int, ...]) -> None:
+        here, _ = overlap(index, _chunk_region(array, number))
+        box[here] = _decoded(path, stamp, _inside(index, here))
+
+    if len(numbers) <= MOST_KEPT:
+        for number in numbers:
+            keep(number)
+    else:
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            list(pool.map(pass_by, numbers))
     return box
+
+
+def _inside(region: tuple[slice, ...], part: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Return a part that was counted from the start of a region as the region is counted."""
+    both = zip(region, part, strict=True)
+    return tuple(slice(r.start + p.start, r.start + p.stop) for r, p in both)
 
 
 def _numbers(array: Any, index: tuple[slice, ...]) -> list[tuple[int, ...]]:
@@ -108,8 +128,15 @@ def _opened(path: str, _stamp: Stamp) -> Any:
     cachetools.LRUCache(KEPT_BYTES, getsizeof=lambda chunk: chunk.nbytes), lock=threading.Lock()
 )
 def _chunk(path: str, stamp: Stamp, number: tuple[int, ...]) -> NDArray[Any]:
-    """Read one chunk."""
-    return _decoded(path, stamp, _chunk_region(_opened(path, stamp), number))
+    """Read one chunk, into memory of its own.
+
+    Chunks come and go: what the allocator got back between longer-lived things, it would keep.
+    """
+    voxels = _decoded(path, stamp, _chunk_region(_opened(path, stamp), number))
+    own = np.frombuffer(mmap.mmap(-1, max(1, voxels.nbytes)), voxels.dtype, voxels.size)
+    own = own.reshape(voxels.shape)
+    own[...] = voxels
+    return own
 
 
 def _decoded(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
@@ -165,10 +192,9 @@ def write_region(array: Any, region: tuple[slice, ...], voxels: NDArray[Any]) ->
     def write(number: tuple[int, ...]) -> None:
         chunk = _chunk_region(array, number)
         here, there = overlap(index, chunk)
-        inside = zip(chunk, there, strict=True)
-        array[tuple(slice(c.start + t.start, c.start + t.stop) for c, t in inside)] = voxels[here]
+        array[_inside(chunk, there)] = voxels[here]
 
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
         list(pool.map(write, _numbers(array, index)))
 
 
