@@ -35,7 +35,7 @@ test-browser: $(VENV)/ready-dev ## canvas and app in Chromium, nothing from outs
 	MEDVERSE_NB_CHROMIUM="$(CHROMIUM)" $(PY) -m pytest -q tests/browser
 
 test-notebooks: $(VENV)/ready-dev ## run tutorials and notebooks, compare what is checked; takes minutes
-	env -u MPLBACKEND $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	env -u MPLBACKEND TQDM_DISABLE=1 $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with=tests/notebooks/sanitize.cfg tutorials notebooks tests/notebooks
 
 lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing

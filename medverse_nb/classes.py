@@ -187,7 +187,7 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
         missing = sorted(set(spec.values) - set(known))
         if missing:
             raise ContextError(
-                f"class {spec.name!r}: no pair has the label value {missing}; found: {known}"
+                f"{spec.name}: no pair has the label value {missing}; found: {known}"
             )
     return specs
 

@@ -42,6 +42,7 @@ class Predictor(Protocol):
         target: Source,
         *,
         classes: Classes = None,
+        name: str | None = None,
         truth: Source | None = None,
         trust: TrustLevel = "off",
         register: Register = "off",
@@ -66,6 +67,7 @@ class CaseTask:
             prediction = self.predictor.predict(
                 case.image,
                 classes=self.classes,
+                name=None if isinstance(case.image, (str, os.PathLike)) else case.name,
                 truth=case.truth,
                 trust=self.trust,
                 register=self.register,
@@ -141,19 +143,24 @@ def table_of(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows of cases as a table: a line a case and class, and one for each bad case.
 
     Columns: `case`, `class`, the class's statistics and scores, the Dice to expect, `seconds`,
-    `output`, `error`.
+    `output`, `error`; where trust was asked for, `findings`: "pair: what was found; ...".
     """
     lines: list[Row] = []
     for row in rows:
         common: Row = {
             key: row[key] for key in ("case", "seconds", "output", "error") if key in row
         }
+        if trust := row.get("trust"):
+            told = (f"{one['pair']}: {one['evidence']}" for one in trust["findings"])
+            common["findings"] = "; ".join(told)
         classes: dict[str, Row] = {}
         for part in (*row.get("statistics", ()), *(row.get("score") or ()), *_expected(row)):
             classes.setdefault(part["class"], {}).update(part)
         lines += [common | values for values in classes.values()] or [common]
-    first, last = ["case", "class"], ["seconds", "output", "error"]
     table = pd.DataFrame(lines)
+    first, last = ["case", "class"], ["seconds", "output", "error"]
+    if "findings" in table:
+        last = ["findings", *last]
     between = [column for column in table.columns if column not in (*first, *last)]
     return table.reindex(columns=[*first, *between, *last])
 

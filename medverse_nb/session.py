@@ -15,7 +15,7 @@ import torch
 
 from .bank import SavedSession, lasting_name, open_bank, write_bank
 from .bank_file import LARGEST_BANK
-from .checks import collected_warnings
+from .checks import collected_warnings, tell
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
 from .comparison import Comparison
 from .context import (
@@ -247,6 +247,7 @@ class ICLSession:
         trust: TrustLevel = "off",
         register: Register = "off",
         affine: Any = None,
+        name: str | None = None,
         skip_empty: bool = False,
         folder: str | Path | None = None,
         cancel: Event | None = None,
@@ -270,6 +271,7 @@ class ICLSession:
             alone: surer where pairs show one anatomy in one contrast, at the price of a second or
             so a pair (extra `registration`).
         affine : for arrays and `.npy`.
+        name : what the scan is called in titles, messages and the manifest; None for its file's.
         skip_empty : do not look again where the coarser scale found no class at all; faster for
             small structures in large scans, but what was missed there stays missed.
         folder : keeps every scale as it grows; a run that was cut short goes on from there.
@@ -293,7 +295,7 @@ class ICLSession:
         check_kind(register)
         started = time.perf_counter()
         with collected_warnings() as messages:
-            question = self._ask(target, classes, affine)
+            question = self._ask(target, classes, affine, name)
             known = None if truth is None else question.read_truth(truth)
         if skip_empty and not question.classes:
             raise InputError("skip_empty= is for segmentation; an image has no empty parts")
@@ -622,6 +624,7 @@ class ICLSession:
                 )
             values = chosen.to_label_values(values_of(pair.label))
             pair = replace(pair, label=with_data(pair.label, values, "label"))
+            self._tell_of_unasked(chosen, name)
         self.context.add(pair)
         return pair
 
@@ -743,12 +746,25 @@ class ICLSession:
 
     def _check_context(self) -> None:
         if not len(self.context):
-            raise ContextError("the session has no context; add_context a labelled pair first")
+            raise ContextError("there are no context pairs; add_context a labelled pair first")
 
-    def _ask(self, target: Source, classes: Classes, affine: Any) -> Question:
+    def _tell_of_unasked(self, prediction: Prediction, name: str) -> None:
+        """Warn of classes that were not asked for: the new pair will pass for an example without."""
+        asked = {value for spec in prediction.classes for value in spec.values}
+        unasked = [value for value in self.context.values if value not in asked]
+        if unasked:
+            others = ", ".join(spec.name for spec in self.context.table.specs(unasked))
+            tell(
+                f"{name}: {others} was not asked for, and the new pair passes for an example "
+                "without it; predict all classes before accepting"
+            )
+
+    def _ask(
+        self, target: Source, classes: Classes, affine: Any, name: str | None = None
+    ) -> Question:
         self._check_context()
         specs = self.resolve(classes)
-        volume = read_volume(target, affine)
+        volume = read_volume(target, affine, name=name)
         return Question(volume, tuple(specs), self.context, self.task, self.align)
 
     def _recorder(self, question: Question, settings: Settings, record: Record) -> Recorder | None:

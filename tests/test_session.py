@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import re
+import warnings
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -353,7 +354,7 @@ def test_nothing_to_warn_of(new_session):
     ("classes", "error", "message"),
     [
         ([3], ContextError, r"no pair has the label value \[3\]; found: \[1, 2\]"),
-        ({"both": (1, 3)}, ContextError, "'both': no pair has"),
+        ({"both": (1, 3)}, ContextError, "both: no pair has"),
         ([], InputError, "classes must be a list"),
         ([0], InputError, "must be positive"),
         ([1, 1], InputError, "twice"),
@@ -626,6 +627,24 @@ def test_accept_a_corrected_mask(new_session):
     after = session.predict(stored(SCAN, tilted(), "LPI"))
     assert along(to_ras(after.mask.values, "LPI")) == [2, 2, 0, 0]
     assert np.array_equal(session.accept(first).canonical_label.array, line(1, 2, 0, 0))
+
+
+def test_accepting_one_of_several_classes_is_told(new_session):
+    session = fill(new_session(mean_label), line(1, 2, 0, 0))
+    session.predict(SCAN, classes=[1], affine=STRAIGHT, name="sub-09")
+    with pytest.warns(VolumeWarning, match="sub-09: class 2 was not asked for"):
+        session.accept()
+    session.predict(SCAN, affine=STRAIGHT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session.accept()
+
+
+def test_a_scan_in_memory_can_be_named(new_session):
+    session = fill(new_session(mean_label), line(1, 2, 0, 0))
+    prediction = session.predict(SCAN, affine=STRAIGHT, name="sub-09")
+    assert prediction.target.name == "sub-09"
+    assert session.accept().name == "sub-09"
 
 
 @pytest.mark.parametrize("kind", ["array", "nibabel", "fractions", "negative", "empty"])

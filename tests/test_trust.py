@@ -330,6 +330,9 @@ def test_a_pair_that_the_others_cannot_answer_is_named(open_session):
     session.context.add(make_pair(image, label, name="odd", affine=np.eye(4)))
     found = session.predict(draw_pair("target", 99).image, trust="full")
     assert [(f.code, f.pair) for f in found.trust.findings] == [("pair-left-out", "odd")]
+    table = session.predict_many({"a": draw_pair("target", 99).image}, trust="full")
+    assert table["findings"].str.startswith("odd: ").all()
+    assert "findings" not in session.predict_many({"a": draw_pair("target", 99).image})
 
 
 def told(session) -> set[str]:

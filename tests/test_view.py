@@ -153,6 +153,21 @@ def test_fractions_are_heat():
         view(scan, mask * 1.25)
 
 
+def test_limits_of_heat():
+    scan, mask = make_case()
+    spread = (mask * 0.25).rename("uncertainty")
+    usual, scaled = (view(scan, spread, limits=ends).state for ends in (None, (0, 0.5)))
+    assert scaled.scene.legend[0].ends == ("0", "0.5")
+    codes = [state.scene.panels[0].layers[1].codes.max() for state in (usual, scaled)]
+    assert codes == [128, 255]  # the largest is 0.5
+    assert view(scan, mask, limits=(0, 2)).state.scene.legend[0].ends == ("0", "2")  # whole numbers
+    with pytest.raises(InputError, match="a lower and a higher"):
+        view(scan, spread, limits=(0.5, 0.5))
+    for asked in ({"edit": True}, {"classes": [1]}):
+        with pytest.raises(InputError, match="no classes and is not edited"):
+            view(scan, mask, limits=(0, 1), **asked)
+
+
 @pytest.mark.parametrize("directions", DIRECTIONS[::5])
 def test_an_overlay_in_another_order_is_turned(directions):
     """The same voxels, stored along other axes."""

@@ -381,7 +381,7 @@ def test_a_run_that_fails_says_why_and_changes_nothing(state, monkeypatch):
             act()
             assert state.job.wait(LONG_S)
             assert (state.job.status, state.job.result) == ("failed", None)
-            assert "the session has no context" in state.job.error
+            assert "there are no context pairs" in state.job.error
     assert everything(state) == before
     state.run()
     done(state)  # and the next one goes well

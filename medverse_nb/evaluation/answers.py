@@ -201,7 +201,7 @@ class Asking:
 def check_pairs(pairs: Sequence[ContextPair]) -> None:
     """Raise a `ContextError` for no pairs, or two of one name."""
     if not pairs:
-        raise ContextError("there are no context pairs; add a labelled pair first")
+        raise ContextError("there are no context pairs; add_context a labelled pair first")
     names = [pair.name for pair in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ContextError(f"context pairs need names of their own; taken twice: {twice}")

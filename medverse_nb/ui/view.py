@@ -36,6 +36,7 @@ def view(
     overlay: Source | None = None,
     *,
     classes: Sequence[int] | Mapping[str, int] | Sequence[ClassSpec] = (),
+    limits: tuple[float, float] | None = None,
     backend: str = "auto",
     roi: Region | None = None,
     edit: bool = False,
@@ -51,6 +52,8 @@ def view(
         A NumPy array lies as the volume's own.
     classes : names of the overlay's numbers, {"liver": 1}, or the numbers, or `ClassSpec`s with
         colours; by default each number that is found is a class.
+    limits : the overlay is heat, see-through at the first and brightest from the second on, such
+        as (0, 0.5) for `trust.uncertainty`; by default (0, 1), for fractions alone.
     backend : "auto" is NiiVue in a notebook that has it (the canvas for `edit`), else the
         canvas, else a picture; "itk" (itkwidgets) is on trial and needs the internet.
     roi : three slices of the volume's array; only that box is shown, every voxel of it.
@@ -64,6 +67,8 @@ def view(
     """
     chosen = choose_backend(backend, edit=edit)
     specs = drawn_classes(classes)
+    if limits is not None:
+        _check_limits(limits, drawn=edit or bool(specs))
     scan = _one_volume(volume, "the volume")
     display = Display.of(grid_of(scan), roi)
     grey = grey_layer(display, scan)
@@ -74,7 +79,7 @@ def view(
     else:
         editor = None
         over = None if overlay is None else _aligned(overlay, scan)
-        layers = (grey,) if over is None else (grey, _overlay_layer(display, over, specs))
+        layers = (grey,) if over is None else (grey, _overlay_layer(display, over, specs, limits))
     scene = Scene(display, (Panel(name_of(scan), layers),))
     return open_viewer(SliceState(scene, editor=editor), chosen, key=key)
 
@@ -223,7 +228,15 @@ def _aligned(source: Source, scan: xr.DataArray) -> xr.DataArray:
     return with_data(scan, turned.data, str(overlay.name or "overlay"))
 
 
-def _overlay_layer(display: Display, overlay: xr.DataArray, classes: Sequence[ClassSpec]) -> Layer:
+def _overlay_layer(
+    display: Display,
+    overlay: xr.DataArray,
+    classes: Sequence[ClassSpec],
+    limits: tuple[float, float] | None,
+) -> Layer:
+    name = str(overlay.name or "overlay")
+    if limits is not None:
+        return heat_layer(display, overlay, name=name, limits=limits)
     if classes or _is_labels(display, overlay):
         specs = tuple(classes) or _classes_in(overlay)
         return label_layer(display, overlay, specs)
@@ -232,9 +245,17 @@ def _overlay_layer(display: Display, overlay: xr.DataArray, classes: Sequence[Cl
     if least < 0 or most > 1:
         raise InputError(
             f"the overlay has fractional values from {least:.4g} to {most:.4g}; give whole "
-            "numbers for classes, or values in [0, 1] for heat"
+            "numbers for classes, values in [0, 1] for heat, or limits=(low, high)"
         )
-    return heat_layer(display, overlay, name=str(overlay.name or "overlay"))
+    return heat_layer(display, overlay, name=name)
+
+
+def _check_limits(limits: tuple[float, float], *, drawn: bool) -> None:
+    if drawn:
+        raise InputError("limits= shows an overlay as heat; it has no classes and is not edited")
+    low, high = limits
+    if not low < high:
+        raise InputError(f"limits= needs a lower and a higher value, got {limits}")
 
 
 def _is_labels(display: Display, overlay: xr.DataArray) -> bool:

@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--no-run", action="store_true", help="only tidy what is saved")
     given = parser.parse_args()
     os.environ.pop("MPLBACKEND", None)  # Agg would draw nothing into the page
+    os.environ["TQDM_DISABLE"] = "1"  # a bar would show how fast the machine is
     for path in given.notebooks or all_notebooks():
         started = time.perf_counter()
         refresh(path, given.timeout, run=not given.no_run)
