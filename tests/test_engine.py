@@ -100,9 +100,9 @@ def test_a_chunk_that_was_not_finished_is_written_again(tmp_path, whole):
     folder = RunFolder(tmp_path / "run", ASKED)
     run_stub(Stub(), storage=folder.storage)
     store = FolderStore(tmp_path / "run" / "scale-2", (1, *SHAPE), (8, 8, 8))
-    store.array[:, :40] = 7.0  # half written when the power went
-    (tmp_path / "run" / "scale-2" / "finished" / "0").unlink()
-    (tmp_path / "run" / "scale-2" / "finished" / "1").unlink()
+    store.array[:, :32] = 7.0  # half written when the power went
+    for number in range(4):  # two chunks of two windows along x, two along y
+        (tmp_path / "run" / "scale-2" / "finished" / str(number)).unlink()
     stub = Stub()
     assert np.array_equal(run_stub(stub, storage=folder.storage), whole)
     assert 0 < stub.asked < count_windows()

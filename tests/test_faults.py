@@ -32,7 +32,7 @@ from medverse_nb.volume import make_volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (56, 8, 8)
-EDGE = 32  # along x, of the two chunks of windows at the finest scale
+CHUNK = 16  # along x, of the four chunks of windows at the finest scale
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -55,12 +55,12 @@ def run(session, scan, **options):
 
 
 def late(act):
-    """Return a progress that acts once: at the finest scale, after its first chunk."""
+    """Return a progress that acts once: at the finest scale, before its last chunk."""
     acted = []
 
     def progress(scale, done, count) -> None:
         number, of = scale.split()[1::2]
-        if number == of and done >= count - 2 and not acted:
+        if number == of and done >= count - 1 and not acted:
             acted.append(scale)
             act()
 
@@ -84,12 +84,13 @@ def chunks_in(folder):
 
 def check_goes_on(session, scan, folder, whole):
     """Check that a run goes on with the missing windows of the finest scale, to the right end."""
+    edge = CHUNK * finished(folder)[-1]
     again, told = run(session, scan, folder=folder)
     assert np.array_equal(again, whole)
     (scale,) = {scale for scale, _, _ in told}
     assert scale == f"scale {len(finished(folder))} of {len(finished(folder))}"
     windows = plan_windows(SHAPE, 8, Settings.overlap)
-    missing = [window for window in windows if window.start[0] + window.sides[0] > EDGE]
+    missing = [window for window in windows if window.start[0] + window.sides[0] > edge]
     assert 0 < len(missing) < len(windows)
     assert sorted(done for _, done, _ in told) == [*range(len(windows) + 1)][-len(missing) :]
 
@@ -124,9 +125,9 @@ def test_a_run_that_was_killed_goes_on_from_its_folder(
     command = [sys.executable, "-c", KILLED, *map(str, given)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert finished(folder) == [1, 1, 1, 1]
+    assert finished(folder) == [1, 1, 2, 2]
     check_goes_on(session, scan, folder, run(session, scan)[0])
-    assert finished(folder) == [1, 1, 1, 2]
+    assert finished(folder) == [1, 1, 2, 4]
 
 
 def test_a_run_that_was_killed_at_its_very_start_is_begun_anew(session, scan, tmp_path):
@@ -250,7 +251,7 @@ def test_a_fault_of_a_file_mid_run_is_told_and_the_run_goes_on_once_it_is_mended
     with pytest.raises(InputError, match=message):
         session.predict(scan, folder=folder, on_progress=late(happens))
     assert session.last is None
-    assert finished(folder) == [1, 1, 1, 1]
+    assert finished(folder) == [1, 1, 2, 3]
     if fault != "damaged" or what != "long":  # a damaged target is found before any window
         with pytest.raises(InputError, match=message):
             session.predict(scan, folder=folder)

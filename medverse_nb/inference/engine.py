@@ -28,7 +28,7 @@ from .storage import Store
 from .windows import Window
 
 EMPTY_BELOW = 0.1  # probability: where a coarser scale has less everywhere, nothing is
-WINDOWS_A_CHUNK = 4  # along each axis
+WINDOWS_A_CHUNK = 2  # along each axis
 THREADS = 2  # one runs the network while the other reads its next crops
 Batch = Sequence[Window]
 

@@ -24,6 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 SHOWN_ELSEWHERE = "application/vnd.jupyter.widget-view+json"  # needs a state that is not saved
 EMBEDDED = re.compile(r"(data:image/png;base64,)([A-Za-z0-9+/=]+)")
+WARNED_AT = re.compile(r"^\S+:\d+: (?=\w*Warning)", re.MULTILINE)  # a place in this machine's files
 KEPT_METADATA = ("kernelspec", "language_info")
 
 
@@ -76,6 +77,8 @@ def merged(outputs: list[Any]) -> list[Any]:
 def tidied(output: Any) -> Any | None:
     """Return an output without widgets, its picture in fewer bytes; None if nothing is left."""
     if "data" not in output:
+        if output.get("name") == "stderr":
+            output["text"] = WARNED_AT.sub("", output["text"])
         return output
     if output["data"].pop(SHOWN_ELSEWHERE, None) is not None:
         output["data"].pop("text/plain", None)  # the widget's own repr, of no use in its place

@@ -43,6 +43,12 @@ def test_a_widget_keeps_its_picture_alone(picture):
     assert tidied(bare) is None
 
 
+def test_a_warning_does_not_say_where_it_was_given():
+    told = "/tmp/ipykernel_7/1.py:2: VolumeWarning: no affine\n  session.predict(scan)\n"
+    output = nbformat.v4.new_output("stream", name="stderr", text=told)
+    assert tidied(output)["text"] == "VolumeWarning: no affine\n  session.predict(scan)\n"
+
+
 def test_pictures_inside_html_get_smaller(picture):
     html = f'<p>before</p><img src="data:image/png;base64,{picture}"/>'
     output = nbformat.v4.new_output("display_data", {"text/html": html})
