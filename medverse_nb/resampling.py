@@ -96,12 +96,22 @@ def resample_axes(volume: Any, maps: Sequence[AxisMap], region: Region | None = 
     plans = [m.weights(b.start, b.stop) for m, b in zip(maps, bounds, strict=True)]
     x, y, z = (slice(first, first + w.shape[1]) for first, w in plans)
     weigh_x, weigh_y, weigh_z = (weights for _, weights in plans)
-    parts = [
-        _weigh(_weigh(slab.astype(np.float32, copy=False), weigh_y, 1), weigh_z, 2)
-        for slab in slabs(volume, (x, y, z))
-    ]
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return np.ascontiguousarray(_weigh(whole, weigh_x, 0), dtype=np.float32)
+    result: FloatArray | None = None
+    start = 0
+    for slab in slabs(volume, (x, y, z)):
+        part = _weigh(_weigh(slab.astype(np.float32, copy=False), weigh_y, 1), weigh_z, 2)
+        if len(part) == weigh_x.shape[1]:
+            return np.ascontiguousarray(_weigh(part, weigh_x, 0), dtype=np.float32)
+        if result is None:
+            result = np.zeros((len(weigh_x), *part.shape[1:]), np.float32)
+        weights = weigh_x[:, start : start + len(part)]
+        rows = np.flatnonzero(weights.any(axis=1))  # that these planes have a share in
+        if rows.size:
+            reached = slice(rows[0], rows[-1] + 1)
+            result[reached] += _weigh(part, weights[reached], 0)
+        start += len(part)
+    assert result is not None, "a volume has planes"
+    return result
 
 
 def _weigh(volume: NDArray[Any], weights: FloatArray, axis: int) -> NDArray[Any]:

@@ -188,3 +188,22 @@ def test_place_takes_a_region():
     region = (slice(2, 5), slice(0, 3), slice(4, 6))
     whole = place(VOLUME, source, target, "box")
     assert np.allclose(place(VOLUME, source, target, "box", region), whole[region], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 9, 23])
+@pytest.mark.parametrize("planes", [1, 2, 5])
+def test_slabs_of_any_depth_give_the_whole(monkeypatch, size, planes):
+    """So does a part of it, and so does a map that reaches beyond the volume."""
+    maps = [resize_map(9, size), resize_map(7, 7), resize_map(11, 8)]
+    beyond = [AxisMap(9, 15, 1.0, -3.0, edge=False), *maps[1:]]
+    asked = [
+        (maps, None),
+        (maps, REGIONS[0]),
+        (maps, (slice(1, 3), *REGIONS[1][1:])),
+        (beyond, None),
+    ]
+    whole = [resample_axes(VOLUME, *one) for one in asked]
+    monkeypatch.setattr("medverse_nb.regions.SLAB_VOXELS", planes * 7 * 11)
+    for one, wanted in zip(asked, whole, strict=True):
+        np.testing.assert_allclose(resample_axes(VOLUME, *one), wanted, atol=1e-6)
+    assert not whole[-1][[0, 1, 2, 12, 13, 14]].any()
