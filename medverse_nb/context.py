@@ -72,7 +72,7 @@ class ContextPair:
         """Nonzero label values, sorted; empty for image tasks."""
         if self.task == "image":
             return ()
-        found = {int(v) for slab in slabs(view_of(self.label)) for v in np.unique(slab)}
+        found = {int(v) for slab in slabs(view_of(self.label)) for v in unique(slab.ravel())}
         return tuple(sorted(found - {0}))
 
     @cached_property

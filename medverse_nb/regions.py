@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Region = tuple[slice, slice, slice]
-SLAB_VOXELS = 2**24  # read at once
+SLAB_VOXELS = 2**23  # read at once
 
 
 class View(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from .regions import Region, overlap
 
 KEPT_BYTES = 2**28  # of chunks decoded lately, of all arrays together
 AT_A_TIME = 4  # chunks encoded or decoded
-MOST_KEPT = 27  # chunks; what a larger region reads is not kept
+LARGEST_BOX = 2**27  # bytes of chunks; those of a larger box are not kept
 FORMAT = 3 if int(zarr.__version__.split(".")[0]) >= 3 else 2  # written; 3 reads 2 as well
 
 
@@ -87,7 +88,7 @@ def _read(path: str, stamp: Stamp, index: tuple[slice, ...]) -> NDArray[Any]:
         here, _ = overlap(index, _chunk_region(array, number))
         box[here] = _decoded(path, stamp, _inside(index, here))
 
-    if len(numbers) <= MOST_KEPT:
+    if len(numbers) * math.prod(array.chunks) * array.dtype.itemsize <= LARGEST_BOX:
         for number in numbers:
             keep(number)
     else:

@@ -503,7 +503,7 @@ def peak_of(function):
 @pytest.mark.filterwarnings(UNPACKED)
 def test_a_spooled_file_is_never_whole_in_memory(lazily, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "SLAB_BYTES", 2**19)
-    monkeypatch.setattr(zarr_files, "MOST_KEPT", 0)  # decoded chunks have a limit of their own
+    monkeypatch.setattr(zarr_files, "LARGEST_BOX", 0)  # decoded chunks have a limit of their own
     small = save(tmp_path / "small.nii.gz", voxels(np.uint8, (9, 9, 9)))
     for name in ("small.nii", "small2.nii.gz", "small.npy", "small.zarr"):  # what is imported late
         write_volume(read_volume(small), tmp_path / name)

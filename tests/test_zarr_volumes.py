@@ -598,9 +598,9 @@ def test_the_command_line_takes_a_zarr_scan(cli, cohort, tiny_weights):
 # --- decoded chunks that are kept ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most_kept", [0, 4, 1000])
-def test_any_box_is_read_right_by_way_of_chunks_or_not(tmp_path, monkeypatch, most_kept):
-    monkeypatch.setattr(zarr_files, "MOST_KEPT", most_kept)
+@pytest.mark.parametrize("largest_box", [0, 400, 2**20])
+def test_any_box_is_read_right_by_way_of_chunks_or_not(tmp_path, monkeypatch, largest_box):
+    monkeypatch.setattr(zarr_files, "LARGEST_BOX", largest_box)
     data = np.arange(2 * 7 * 9 * 5, dtype=np.int32).reshape(1, 7, 18, 5)
     zarr_files.create_array(tmp_path / "a.zarr", data.shape, (1, 3, 4, 2), ">i4")
     zarr_files.open_array(tmp_path / "a.zarr", writable=True)[:] = data

@@ -10,6 +10,7 @@ from enum import StrEnum
 import numpy as np
 
 from ..geometry import Shape
+from ..model.memory import release_memory
 from ..regions import View, read
 from ..resampling import FloatArray
 from ..scratch import set_aside
@@ -89,7 +90,12 @@ class ScaleVolumes:
         place, _ = place_of(self.count, self.shape, coarse=coarse)
         if place is Place.SOURCE:
             return self
-        keep = read if place is Place.MEMORY else set_aside
+
+        def keep(view: View) -> View:
+            kept: View = read(view) if place is Place.MEMORY else set_aside(view)
+            release_memory()  # of the full resolution that went by
+            return kept
+
         return ScaleVolumes(
             keep(self.target),
             [keep(view) for view in self.images],
