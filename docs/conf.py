@@ -5,8 +5,12 @@ being copied, and so that a link between two files means the same here and on a 
 """
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.errors import ExtensionError
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -86,6 +90,19 @@ def fold_solutions(_app: object, docname: str, source: list[str]) -> None:
     source[0] = json.dumps(notebook)
 
 
-def setup(app: object) -> None:
+OUTSIDE = re.compile(
+    r"<(?:script|img|iframe|link|source)\b[^>]*\b(?:src|href)=.(?:https?:)?//[^>]*>"
+)
+
+
+def refuse_outside_hosts(app: Any, error: Exception | None) -> None:
+    """Fail where a page would load anything from another host: readers may have no internet."""
+    for page in [] if error else Path(app.outdir).rglob("*.html"):
+        if found := OUTSIDE.search(page.read_text(encoding="utf-8")):
+            raise ExtensionError(f"{page.name} would load from another host: {found[0]}")
+
+
+def setup(app: Any) -> None:
     """Connect what is of this site alone."""
-    app.connect("source-read", fold_solutions)  # type: ignore[attr-defined]
+    app.connect("source-read", fold_solutions)
+    app.connect("build-finished", refuse_outside_hosts)
