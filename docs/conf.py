@@ -50,7 +50,6 @@ nb_code_prompt_hide = "Hide the solution"
 # --- docstrings --------------------------------------------------------------------------
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
-autodoc_preserve_defaults = True
 autodoc_type_aliases = {
     name: name
     for name in (

@@ -40,6 +40,7 @@ SHORTER = {
     "--test 40": "--test 1",
     "--sizes 1,2,4,8,16": "--sizes 1,2",
     "--draws 10": "--draws 1",
+    "draws=10": "draws=1",
 }
 
 # Only read: syntax, imports, keywords.

@@ -23,7 +23,7 @@ Parameters
 ----------
 mean, seen : (B, C, X, Y, Z)  over the pairs so far;
     not modified.
-keep : True or `None`.
+keep : True, or as `fold` of `Pass.run`.
 
 Raises
 ------
@@ -34,7 +34,7 @@ InputError, ContextError : bad.
         ":Parameters:",
         "    * **mean**, **seen** – (B, C, X, Y, Z)  over the pairs so far;",
         "      not modified.",
-        "    * **keep** – True or `None`.",
+        "    * **keep** – True, or as `fold` of `Pass.run <.Pass.run>`.",
         ":Raises:",
         "    * **InputError**, **ContextError** – bad.",
     ]

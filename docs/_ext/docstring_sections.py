@@ -109,14 +109,19 @@ def _escaped(lines: Iterable[str]) -> list[str]:
 def _escape(line: str) -> str:
     parts = CODE.split(line)
     for number, part in enumerate(parts):
-        if part.startswith("`") and part.endswith("`") and not NAME.fullmatch(part):
-            parts[number] = f"`{part}`"  # code that is no name: a literal, not a link
-        elif not part.startswith("`"):
-            parts[number] = SPECIAL.sub(r"\\\1", part)
+        parts[number] = _code(part) if number % 2 else SPECIAL.sub(r"\\\1", part)
     for number in range(1, len(parts), 2):  # "`side`**3": a role must not touch a letter
         if parts[number + 1][:1].isalnum() or parts[number + 1].startswith("\\"):
             parts[number] += "\\ "
     return "".join(parts)
+
+
+def _code(part: str) -> str:
+    """Return code as a link to what has that name, anywhere for a class; else as a literal."""
+    if not NAME.fullmatch(part):
+        return f"`{part}`"
+    name = part.strip("`")
+    return f"`{name} <.{name}>`" if name[0].isupper() else part
 
 
 def _indent(lines: Iterable[str]) -> list[str]:
