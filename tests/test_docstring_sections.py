@@ -12,7 +12,7 @@ def to_fields(monkeypatch):
     sys.modules.pop("docstring_sections", None)
     from docstring_sections import to_fields
 
-    return lambda text: [line for line in to_fields(text.strip("\n").split("\n")) if line]
+    return lambda text: [line for line in to_fields(text.strip("\n").split("\n")) if line.strip()]
 
 
 def test_entries_keep_names_shapes_and_continued_lines(to_fields):
