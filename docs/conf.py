@@ -36,10 +36,9 @@ extensions = [
     "docstring_sections",
     "mathml",
 ]
-suppress_warnings = ["config.cache"]  # `exclude_patterns` may differ from one build to the next
 
 # --- pages -------------------------------------------------------------------------------
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # outputs are those that `make test-notebooks` checks
 nb_ipywidgets_js = {}  # it would come from another host; saved notebooks hold no widget

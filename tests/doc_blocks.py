@@ -23,7 +23,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(
-    r"^(?P<indent> *)(?P<fence>```+|:::+)(?P<language>\S*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence)$",
+    r"^(?P<indent> *)(?P<fence>```+)(?P<language>\S*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
 LAYOUT = ("{toctree}", "{eval-rst}", "{medverse-nb-commands}")  # `make docs` is their test
