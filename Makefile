@@ -16,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-browser test-notebooks lint train benchmark evidence clean
+.PHONY: help demo docs test test-browser test-notebooks lint train benchmark evidence clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,10 @@ test-notebooks: $(VENV)/ready-dev ## run tutorials and notebooks, compare what i
 	env -u MPLBACKEND TQDM_DISABLE=1 $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with=tests/notebooks/sanitize.cfg tutorials notebooks tests/notebooks
 
+docs: $(VENV)/ready-dev ## build the site into docs/_build/html; a warning is an error
+	$(PY) -m sphinx -W --keep-going -q -b html -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "written to docs/_build/html/index.html"
+
 lint: $(VENV)/ready-dev ## ruff and mypy, changing nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -57,7 +61,7 @@ evidence: $(VENV)/ready-dev ## measure every claim beside its alternatives; two 
 	$(PY) benchmarks/tables.py
 
 clean: ## delete caches and build products; keeps .venv, runs and your results
-	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_out
+	rm -rf build dist docs/_build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_out
 	find medverse_nb tests notebooks tutorials -name __pycache__ -type d -prune -exec rm -rf {} +
 	find notebooks tutorials -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 

@@ -18,12 +18,10 @@ from typing import Any
 from evidence_tables import EVIDENCE, table
 
 ROOT = Path(__file__).parents[1]
-PAGES_OF_DOCS = (
-    "baselines.md", "evidence.md", "models.md", "scaling.md", "trust.md", "viewers.md",
-)  # fmt: skip
-PAGES = (
-    ROOT / "README.md",
-    *(ROOT / "docs" / page for page in PAGES_OF_DOCS),
+PAGES = tuple(
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "<!-- benchmark:" in page.read_text(encoding="utf-8")
 )
 BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 
