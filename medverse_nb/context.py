@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from pandas import unique
 
 from .checks import tell
 from .classes import ClassTable, read_class_table
