@@ -8,13 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
-NOTEBOOKS = TUTORIALS + sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXAMPLES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = TUTORIALS + EXAMPLES
 PARTS = ("exercise", "solution", "grade")
 IMPORT = re.compile(r"(import|from) |%")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 every_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 
 
 def read(path):
@@ -88,15 +90,34 @@ def test_a_tutorial_names_equations_and_ends_with_what_was_learned(path):
     assert "what you learned" in source_of(cells[-1]).lower()
 
 
-@every_tutorial
+@every_example
+def test_an_example_opens_with_what_it_does_and_ends_with_where_to_go(path):
+    cells = read(path)["cells"]
+    opening, closing = source_of(cells[0]), source_of(cells[-1])
+    assert opening.startswith("# ")
+    assert re.search(r"\b(seconds?|minutes?)\b", opening)
+    assert "Research use only; not a medical device." in opening
+    assert any(map(has_picture, code_cells(read(path))[:5]))
+    assert cells[-1]["cell_type"] == "markdown"
+    assert re.search(r"\]\([^)]+\)", closing)
+
+
+@every_notebook
+def test_links_between_pages_lead_somewhere(path):
+    text = "\n".join(source_of(c) for c in read(path)["cells"] if c["cell_type"] == "markdown")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@every_notebook
 def test_cells_hold_one_idea(path):
     for cell in code_cells(read(path)):
         lines = [line for line in source_of(cell).splitlines() if line.strip()]
         assert len([line for line in lines if not IMPORT.match(line)]) <= 10, source_of(cell)
 
 
-@every_tutorial
-def test_a_tutorial_has_outputs_that_are_compared(path):
+@every_notebook
+def test_a_notebook_has_outputs_that_are_compared(path):
     assert any("nbval-check-output" in tags_of(cell) for cell in code_cells(read(path)))
 
 
@@ -117,6 +138,7 @@ def test_exercises_have_a_hidden_solution_and_a_grade(path):
         assert answer in source_of(grade)
 
 
-def test_the_page_of_tutorials_names_each():
-    page = (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in TUTORIALS if f"]({path.name})" not in page] == []
+@pytest.mark.parametrize("paths", [TUTORIALS, EXAMPLES], ids=["tutorials", "notebooks"])
+def test_the_page_of_a_folder_names_each(paths):
+    page = (paths[0].parent / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in paths if f"]({path.name})" not in page] == []
