@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 from .context import by_name, case_name, find_pairs, list_volumes
 from .dicom import holds_dicom
 from .errors import ContextError, InputError
+from .io import Source, name_of
 from .many import Case
 from .zarr_volumes import is_zarr
+
+Sources = str | Path | Sequence[Source] | Mapping[str, Source]
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,7 @@ def plan_around(
     for option, value in (("context_size", context_size), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{option} must be at least 1, got {value}")
-    for target in targets:
-        if not target.exists():
-            raise InputError(f"{target.name}: no such file or folder: {target}")
-    scans = {target: _scans_in(target) for target in targets}
+    scans = {target: _scans_in(_there(target)) for target in targets}
     explicit = {case_name(target) for target in targets if scans[target] == [target]}
     listed = [path for target in targets for path in scans[target]]
     files = by_name({path.absolute(): path for path in listed}.values(), case_name)
@@ -105,6 +106,46 @@ def plan_around(
             "(context_size), or name a target's file"
         )
     return Plan(context, [Case(name, files[name], labelled.get(name)) for name in left[:limit]])
+
+
+def cases_of(
+    targets: Sources, truths: str | Path | Mapping[str, Source] | None = None
+) -> list[Case]:
+    """Return the cases of scans and, by the same names, of known labels.
+
+    Parameters
+    ----------
+    targets : scans by name; or scans, called as their files are; or a folder of them, in which
+        `NAME_0000.nii.gz` is NAME, as in nnU-Net.
+    truths : labels by name, or a folder of them; some may be missing.
+
+    Raises
+    ------
+    ContextError : a folder without a NIfTI file.
+    InputError : a folder that is not there, or a truth without a scan.
+    """
+    known = dict(_named(truths)) if truths else {}
+    scans = _named(targets)
+    if alone := sorted(set(known) - {name for name, _ in scans}):
+        raise InputError(f"truths without a scan of that name: {', '.join(alone)}")
+    return [Case(name, scan, known.get(name)) for name, scan in scans]
+
+
+def _named(sources: Sources) -> list[tuple[str, Source]]:
+    if isinstance(sources, Mapping):
+        return list(sources.items())
+    if isinstance(sources, (str, os.PathLike)):
+        sources = _scans_in(_there(Path(sources)))
+    return [
+        (case_name(one) if isinstance(one, (str, os.PathLike)) else name_of(one), one)
+        for one in sources
+    ]
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path.name}: no such file or folder: {path}")
+    return path
 
 
 def _scans_in(target: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -432,7 +433,7 @@ def list_volumes(folder: str | Path) -> list[Path]:
     return files
 
 
-def case_name(path: str | Path) -> str:
+def case_name(path: str | os.PathLike[str]) -> str:
     """Return an image file's case name: no extension, no `_0000`."""
     return stem_of(path).removesuffix("_0000")
 

@@ -17,6 +17,7 @@ from .bank import SavedSession, lasting_name, open_bank, write_bank
 from .bank_file import LARGEST_BANK
 from .checks import collected_warnings, tell
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
+from .cohort import Sources, cases_of
 from .comparison import Comparison
 from .context import (
     Change,
@@ -392,11 +393,11 @@ class ICLSession:
 
     def predict_many(
         self,
-        targets: Sequence[Source] | Mapping[str, Source],
+        targets: Sources,
         *,
         out: str | Path | None = None,
         classes: Classes = None,
-        truths: Mapping[str, Source] | None = None,
+        truths: str | Path | Mapping[str, Source] | None = None,
         trust: TrustLevel = "off",
         register: Register = "off",
         on_progress: Progress | Literal["bar"] | None = "bar",
@@ -408,10 +409,11 @@ class ICLSession:
 
         Parameters
         ----------
-        targets : scans, or scans by name; paths serve best with a client.
+        targets : a folder of scans (`NAME_0000.nii.gz` is called NAME, as in nnU-Net), scans, or
+            scans by name; files serve best with a client.
         out : folder for `NAME.nii.gz` and `NAME.json`; None keeps the table alone.
         classes : as in `predict`.
-        truths : known labels by name; they fill the score columns.
+        truths : known labels by name, or a folder of them; they fill the score columns.
         trust, register : as in `predict`; trust fills the columns of the Dice to expect.
         on_progress : called with a scan's name, scans done, and of how many; "bar" as in
             `predict`.
@@ -424,15 +426,10 @@ class ICLSession:
         Raises
         ------
         InputError : two scans of one name, or a truth without a scan.
-        ContextError : no pairs, or a class that no pair has.
+        ContextError : no pairs, a class that no pair has, or a folder without scans.
         OutputError : a result would overwrite its scan, or cannot be written.
         """
-        named = dict(targets) if isinstance(targets, Mapping) else None
-        scans = list(named.items()) if named else [(name_of(scan), scan) for scan in targets]
-        known = dict(truths or {})
-        if alone := sorted(set(known) - {name for name, _ in scans}):
-            raise InputError(f"truths without a scan of that name: {', '.join(alone)}")
-        cases = [Case(name, scan, known.get(name)) for name, scan in scans]
+        cases = cases_of(targets, truths)
         with shown(on_progress, "scan") as progress:
             return table_of_cases(
                 self.predict_cases(

@@ -32,6 +32,7 @@ LAYERS = (
     {"evaluation"},
     {
         "session",
+        "cohort",
         "question",
         "prediction",
         "answer",
@@ -47,7 +48,7 @@ LAYERS = (
         "judge",
     },
     {"ui"},
-    {"cli", "app", "cohort", "demo", "__main__"},
+    {"cli", "app", "demo", "__main__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 MAY_SHOW = {  # the one exception: these modules import `ui` inside functions

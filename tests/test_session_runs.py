@@ -219,6 +219,18 @@ def test_a_cohort_is_a_table_with_its_bad_case(session, cohort, scan, tmp_path):
     assert told == [("long", 0, 3), ("broken", 1, 3), ("scan", 2, 3), ("", 3, 3)]
 
 
+def test_a_folder_is_a_cohort_named_as_in_nnunet(session, cohort):
+    told = session.predict_many(cohort.images, truths=cohort.labels, classes=[1])
+    assert list(told["case"]) == ["one", "three", "two"]
+    assert told["dice"].notna().all()
+    listed = session.predict_many(sorted(cohort.images.iterdir()), classes=[1])
+    assert listed["voxels"].tolist() == told["voxels"].tolist()
+    with pytest.raises(InputError, match="none: no such file or folder"):
+        session.predict_many(cohort.images, truths=cohort.root / "none")
+    with pytest.raises(InputError, match="truths without a scan of that name: one, three, two"):
+        session.predict_many([cohort.scan], truths=cohort.labels)
+
+
 def test_arrays_are_a_cohort_by_name(session):
     rng = np.random.default_rng(0)
     scans = {name: read_volume(rng.random((8, 9, 10)), np.eye(4)) for name in ("a", "b")}
