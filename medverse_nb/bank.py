@@ -91,7 +91,8 @@ class SavedSession:
         if self.tuning:
             tell(
                 f"{path}: was saved with a tuned network, which a bank does not keep; this session "
-                "predicts with the untuned one until you tune() again"
+                "predicts with the untuned one until you tune() again, or load with model= of the "
+                "weights that session.tuning.save wrote"
             )
 
 
@@ -123,7 +124,8 @@ def write_bank(
     if session.tuning:
         tell(
             f"{path}: a bank does not keep the tuned network; the session that is loaded from it "
-            "predicts with the untuned one until you tune() again"
+            "predicts with the untuned one. Keep the weights with session.tuning.save(...) and "
+            "load with model= of that file"
         )
     history = _history_to_keep(context, removed=removed and images)
     pairs = _all_pairs(context.pairs, history)

@@ -53,3 +53,10 @@ def counting(
             on_progress(what, done, count)
 
     return before
+
+
+def in_seconds(what: str, on_progress: Progress | None) -> Callable[[float, float], None] | None:
+    """Return what is called with the seconds used, and of how many: it passes whole ones on."""
+    if on_progress is None:
+        return None
+    return lambda used, of: on_progress(what, round(used), round(of))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +52,7 @@ from .model.device import choose_device, choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
 from .prediction import Prediction
-from .progress import Progress, counting, reporting, shown
+from .progress import Progress, counting, in_seconds, reporting, shown
 from .provenance import accepted
 from .question import Question
 from .registration import Register, check_kind
@@ -547,12 +547,13 @@ class ICLSession:
         classes: Classes = None,
         keep: bool | None = None,
         seed: int = 0,
-        on_progress: Callable[[float, float], None] | None = None,
+        on_progress: Progress | Literal["bar"] | None = "bar",
     ) -> Tuning:
         """Train a copy of the network on the session's own pairs, and show what it gains.
 
         A quarter of the pairs is held out and measured before and after. The weights file
-        and the network of other sessions are never touched.
+        and the network of other sessions are never touched; `Tuning.save` writes a file of the
+        tuned ones.
 
         Parameters
         ----------
@@ -560,7 +561,8 @@ class ICLSession:
         classes : as in `predict`; those the tuning is for.
         keep : True predicts with the tuned network from now on, False does not; None keeps
             it where the held-out pairs gained.
-        on_progress : called with the seconds used, and of how many.
+        on_progress : called with "tuning", seconds used, and of how many; "bar" as in
+            `predict`.
 
         Raises
         ------
@@ -568,17 +570,20 @@ class ICLSession:
         InputError : `seconds` that are not positive.
         """
         specs = self.resolve(classes)
-        tuning = tune_on_pairs(
-            self.network,
-            self.context.pairs,
-            [spec.values for spec in specs] or [None],
-            self.align,
-            Settings(precision=self.precision),
-            seconds,
-            seed,
-            on_progress,
-        )
+        with shown(on_progress, "s") as progress:
+            tuning = tune_on_pairs(
+                self.network,
+                self.context.pairs,
+                [spec.values for spec in specs] or [None],
+                self.align,
+                Settings(precision=self.precision),
+                seconds,
+                seed,
+                in_seconds("tuning", progress),
+            )
         if tuning.gain > 0 if keep is None else keep:
+            if tuning.tuned.network is not self.network:
+                self.judge = Judge(None)  # the calibration was of other weights
             self.network, self.tuning = tuning.tuned.network, tuning
         return tuning
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .context import ContextPair
-from .errors import ContextError, InputError
+from .errors import ContextError, InputError, OutputError
 from .evaluation.leave_one_out import score_pairs
+from .files import check_writable, write_atomically
 from .geometry import Align
 from .inference.inputs import Values
 from .inference.recipe import Settings
 from .model.config import NetworkConfig
 from .model.network import ICLNetwork
+from .model.weights import save_network
 from .training.tuning import OnProgress, TunedNetwork, TuningTasks, tune_network
 
 CROP = 32  # voxels: many steps in small crops gain more in a minute than few in large ones
 FEWEST_PAIRS = 3  # one held out, one the target, one its context
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,25 @@ class Tuning:
             "before": round(self.tuned.before, 4),
             "after": round(self.tuned.after, 4),
         }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the tuned weights, for `ICLSession(path)`; the pairs they came from are named inside.
+
+        Parameters
+        ----------
+        path : ends in `.safetensors`; what is there is replaced at the very end.
+
+        Raises
+        ------
+        OutputError : another ending, or a place that cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != SUFFIX:
+            raise OutputError(f"{path}: weights are written as {path.stem}{SUFFIX}")
+        notes = json.dumps(self.to_dict())
+        return write_atomically(
+            check_writable(path), lambda file: save_network(self.tuned.network, file, tuning=notes)
+        )
 
     def __repr__(self) -> str:
         return (

@@ -9,11 +9,12 @@ from torch import Generator
 
 import medverse_nb as mv
 from medverse_nb.context import make_pair
-from medverse_nb.errors import ContextError, InputError
+from medverse_nb.errors import ContextError, InputError, OutputError
+from medverse_nb.evaluation.trust.calibration import Calibration
 from medverse_nb.inference.schedule import scale_shape
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.network import ICLNetwork
-from medverse_nb.model.weights import save_network, weights_hash
+from medverse_nb.model.weights import read_notes, save_network, weights_hash
 from medverse_nb.resampling import resize
 from medverse_nb.training import tuning
 from medverse_nb.training.tuning import TuningTasks, tune_network
@@ -22,6 +23,7 @@ from medverse_nb.tuning import crop_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WINDOW = 8
+CALIBRATION = Calibration("abc", 0.8, 1, "", ())
 SHAPE = (12, 10, 7)  # two scales of a window of 8, one axis shorter than it
 
 
@@ -220,8 +222,10 @@ def session(pairs, tmp_path):
 def test_tuning_learns_the_users_task(session, monkeypatch):
     """From random weights: the held-out pair is found where it was not before."""
     monkeypatch.setattr(tuning, "PEAK_RATE", 5e-3)
+    session.judge.calibration = CALIBRATION
     tuned = session.tune(seconds=1.0, classes=[1])
     assert tuned.gain > 0.3
+    assert session.judge.calibration is None, "it was learnt on answers of other weights"
     assert session.network is tuned.tuned.network
     target = plant_pair(11)
     prediction = session.predict(target.image, classes=[1], truth=target.label)
@@ -235,7 +239,9 @@ def test_tuning_learns_the_users_task(session, monkeypatch):
 def test_only_a_gain_is_kept(session, monkeypatch):
     monkeypatch.setattr(tuning, "PEAK_RATE", 0.0)
     network = session.network
+    session.judge.calibration = CALIBRATION
     assert session.tune(seconds=0.1).gain == 0
+    assert session.judge.calibration is CALIBRATION
     assert session.network is network
     assert session.tuning is None
     assert session.predict(plant_pair(11).image).manifest["settings"]["tuning"] is None
@@ -250,6 +256,36 @@ def test_the_user_may_decide(session):
     assert session.tuning is kept
     assert same_state(state, state_of(network))
     assert weights_hash(session.model_name) == file
+
+
+def test_tuned_weights_are_kept_in_a_file(session, tmp_path):
+    tuned = session.tune(seconds=0.2, keep=True)
+    target = plant_pair(11).image
+    path = tuned.save(tmp_path / "new" / "tuned.safetensors")
+    again = mv.ICLSession(path, precision="float32", device="cpu")
+    assert same_state(state_of(again.network), state_of(session.network))
+    assert json.loads(read_notes(path)["tuning"]) == tuned.to_dict()
+    again.context.add(*session.context.pairs)
+    assert np.array_equal(session.predict(target).mask, again.predict(target).mask)
+
+
+def test_tuned_weights_go_to_a_weights_file_only(session, tmp_path):
+    tuned = session.tune(seconds=0.1, keep=False)
+    with pytest.raises(OutputError, match=r"tuned\.safetensors"):
+        tuned.save(tmp_path / "tuned.pt")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        tuned.save(tmp_path / "file" / "tuned.safetensors")
+    assert (tmp_path / "file").read_text() == "in the way"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "small.safetensors"]
+
+
+def test_progress_is_told_in_seconds(session):
+    told = []
+    session.tune(seconds=0.3, on_progress=lambda *a: told.append(a))
+    assert told
+    assert {what for what, *_ in told} == {"tuning"}
+    assert all(0 <= used <= of for _, used, of in told)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
