@@ -29,6 +29,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import xarray as xr
+from kept_rows import KeptRows, Row
 from numpy.typing import NDArray
 from record import RESULTS, record
 
@@ -53,7 +54,6 @@ from medverse_nb.stored import LAZY_CHUNK
 from medverse_nb.views import Mapped, as_dask, clipped, resized
 from medverse_nb.volume import make_volume
 
-Row = dict[str, Any]
 GRAIN = 16  # voxels between two random numbers of the noise
 CONTEXT_SIDE = 0.95  # of the target's
 LEAST_TIMED, MOST_REPEATS = 24, 10  # windows of a scale
@@ -318,7 +318,10 @@ def workers(count: int) -> Iterator[Any]:
 
 
 def measure_memory(args: argparse.Namespace) -> Row:
-    """Return the peak memory of `session.predict` on files, each in a process of its own."""
+    """Return the peak memory of `session.predict` on files, each in a process of its own.
+
+    A row is kept in `--folder` as soon as it is measured.
+    """
     args.folder.mkdir(parents=True, exist_ok=True)
     x, y, z = args.sides
     stub, real = [], ["--real"]
@@ -326,16 +329,19 @@ def measure_memory(args: argparse.Namespace) -> Row:
         ((x, y, z), args.pairs, stub), ((x, y, 2 * z), args.pairs, stub),
         ((x, y, z), args.many, stub), ((x, y, z), args.pairs, real),
     ]  # fmt: skip
+    kept = KeptRows(args.folder / "memory.jsonl", {"loaded": args.loaded})
     rows: dict[str, Row] = {}
     for shape, pairs, network in asked[: None if args.real else -1]:
-        options = ["--folder", str(args.folder), "--sides", *map(str, shape)]
-        run_self("write", *options, "--pairs", str(args.pairs))
-        loaded = ["--loaded", str(args.loaded)]
-        row = json.loads(run_self("peak", *options, "--pairs", str(pairs), *loaded, *network))
+        name = f"{'x'.join(map(str, shape))}, {pairs} pairs{', shipped network' * len(network)}"
+        if not kept.has(row=name):
+            options = ["--folder", str(args.folder), "--sides", *map(str, shape)]
+            run_self("write", *options, "--pairs", str(args.pairs))
+            loaded = ["--loaded", str(args.loaded)]
+            row = json.loads(run_self("peak", *options, "--pairs", str(pairs), *loaded, *network))
+            kept.add([{"row": name, "measured": row}])
+        (row,) = (row["measured"] for row in kept.rows if row["row"] == name)
         first = next(iter(rows.values()), row)
-        row["of_first"] = round(row["peak_mb"] / first["peak_mb"], 3)
-        name = f"{'x'.join(map(str, shape))}, {pairs} pairs"
-        rows[f"{name}, shipped network" if network else name] = row
+        rows[name] = row | {"of_first": round(row["peak_mb"] / first["peak_mb"], 3)}
         show(rows)
     return {"network": "a stub, but where a row names another", "rows": rows}
 

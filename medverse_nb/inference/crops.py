@@ -28,7 +28,12 @@ def cut(view: View, windows: Sequence[Window]) -> FloatArray:
 
 def cut_all(views: Sequence[View], windows: Sequence[Window], axis: int = 0) -> FloatArray:
     """Return the voxels of B windows of several volumes, which are counted along `axis`."""
-    return np.stack([cut(view, windows) for view in views], axis=axis)
+    shape = [len(windows), *windows[0].sides]
+    shape.insert(axis, len(views))
+    crops = np.empty(shape, np.float32)  # not a list to stack: many pairs would be held twice
+    for crop_of_view, view in zip(np.moveaxis(crops, axis, 0), views, strict=True):
+        crop_of_view[...] = cut(view, windows)
+    return crops
 
 
 class Place(StrEnum):
@@ -118,9 +123,12 @@ class Crops:
     def read(cls, volumes: ScaleVolumes, windows: Sequence[Window]) -> Crops:
         """Read a batch of windows; what lies beyond a volume's end is zero."""
         fed = volumes.feedback
+        every_label = [view for views in volumes.labels for view in views]
+        labels = cut_all(every_label, windows, axis=1)
+        questions = (len(windows), len(volumes.labels), len(volumes.images))
         return cls(
             cut(volumes.target, windows),
             cut_all(volumes.images, windows, axis=1),
-            np.stack([cut_all(views, windows, axis=1) for views in volumes.labels]),
+            np.moveaxis(labels.reshape(*questions, *windows[0].sides), 1, 0),
             fed and (cut(fed[0], windows), cut_all(fed[1], windows)),
         )

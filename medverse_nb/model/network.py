@@ -188,13 +188,12 @@ class ICLNetwork(nn.Module):
             raise InputError(f"mini_context_size must be at least 1, got {mini_context_size}")
 
         features = target_features or self.target_encoder(target)
-        pairs = torch.cat([context_image, context_label], dim=2)
-        semantic = context_mean(
-            lambda part: self.context_branch(pairs[:, part], features),
-            size,
-            mini_context_size,
-            generator,
-        )
+
+        def context_features(part: slice) -> list[Tensor]:
+            pairs = torch.cat([context_image[:, part], context_label[:, part]], dim=2)
+            return self.context_branch(pairs, features)
+
+        semantic = context_mean(context_features, size, mini_context_size, generator)
         means = [ContextMeans(mean) for mean in semantic]
         if ar_image is not None and ar_label is not None:
             ar_pair = torch.cat([ar_image, ar_label], dim=2)
