@@ -16,13 +16,16 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test test-browser test-notebooks lint train benchmark evidence clean
+.PHONY: help demo docs lab test test-browser test-notebooks lint train benchmark evidence clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/ready-demo ## segment a virtual brain with the shipped weights, on a CPU
 	$(PY) -m medverse_nb demo
+
+lab: $(VENV)/ready-lab ## open the tutorials in JupyterLab
+	$(PY) -m jupyter lab tutorials
 
 test: lint ## lint, type-check, then run the tests
 	$(PY) -m pytest -q --ignore=tests/browser --ignore=tests/notebooks
@@ -82,10 +85,14 @@ $(VENV)/ready-demo: $(VENV)/ready-torch pyproject.toml
 	$(PIP) -c constraints.txt -e ".[demo]"
 	@touch $@
 
-# Holds all that the demo needs too.
+$(VENV)/ready-lab: $(VENV)/ready-demo
+	$(PIP) -c constraints.txt -e ".[demo,distributed,jupyter,registration]"
+	@touch $@
+
+# Holds all that the demo and JupyterLab need too.
 $(VENV)/ready-dev: $(VENV)/ready-torch pyproject.toml
 	$(PIP) -c constraints.txt -e ".[dev]"
-	@touch $(VENV)/ready-demo $@
+	@touch $(VENV)/ready-demo $(VENV)/ready-lab $@
 
 # After the others: pip takes ten times as long to agree on all of them at once.
 $(VENV)/ready-docs: $(VENV)/ready-dev

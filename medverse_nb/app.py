@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, missing_extra
+from .model.device import choose_device
+from .model.registry import find_weights
 from .ui.front_end import installed
 
 HOST = "127.0.0.1"
@@ -43,11 +45,14 @@ def serve(
 
     Raises
     ------
-    InputError : no such folder, a package that is missing, or a port that is taken.
+    InputError : no such folder or device, a package that is missing, or a port that is taken.
+    WeightsError : no such model.
     """
     check_packages()
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
+    find_weights(model)
+    choose_device(device)
     # Only its owner can look into it, which keeps the token from other users of the machine.
     with tempfile.TemporaryDirectory(prefix="medverse_nb_app_") as place:
         notebook = lay_out(Path(place), folder.resolve(), model=model, device=device)

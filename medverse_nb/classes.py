@@ -170,7 +170,9 @@ def resolve_classes(request: Classes, found: Iterable[int], table: ClassTable) -
     if request is None:
         return table.specs(known)
     if isinstance(request, str | bytes) or not isinstance(request, Collection) or not len(request):
-        raise InputError('classes must be a list such as [1, 2] or a dict {"name": (1, 2)}')
+        raise InputError(
+            'classes must be a list such as [1, 2] or a dict {"name": (1, 2)}, with an entry or more'
+        )
     if isinstance(request, Mapping):
         specs = [
             table.spec(number, _as_values(values), name)
@@ -227,7 +229,10 @@ def _as_values(values: int | Sequence[int]) -> tuple[int, ...]:
     try:
         numbers = tuple(int(value) for value in listed)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"classes: {values!r} are not integer label values") from error
+        raise InputError(
+            f"classes: {values!r} is no label value; give whole numbers, such as [1, 2], or names "
+            'with numbers, such as {"liver": 1}'
+        ) from error
     if not numbers or any(n <= 0 for n in numbers) or list(numbers) != listed:
         raise InputError(f"classes: {values!r} must be positive integers (0 is the background)")
     return numbers

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -85,9 +86,21 @@ def parse_sizes(text: str | None) -> list[int] | None:
         raise InputError(f'--sizes {text!r}: write "1,2,4"') from error
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        out_console.print(f"medverse_nb {version('medverse_nb')}")
+        raise typer.Exit
+
+
 @app.callback()
 def set_up(
     verbose: Annotated[int, typer.Option("-v", count=True, help="More messages.")] = 0,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_tell_version, help="Tell the version and end."
+        ),
+    ] = False,
 ) -> None:
     """Set the log level."""
     logging.basicConfig(
@@ -116,6 +129,11 @@ def demo(
             f"{row['mean_label_dice']:.3f}", f"{row['seconds']:.1f}",
         )  # fmt: skip
     out_console.print(table)
+    out_console.print(
+        "mean label: the average of the pairs' labels, which looks at no image. Where organs lie "
+        "alike from one subject to the next, as in this phantom, it is hard to beat.",
+        soft_wrap=True,
+    )
     out_console.print(f"written to {out}/: predictions, previews, manifest.json")
 
 
@@ -145,10 +163,13 @@ def predict(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread, a scan each.")
     ] = None,
+    truths: Annotated[
+        Path | None, typer.Option(help="Folder of the scans' known labels, to tell the Dice.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict scans from labelled ones; with known labels, the Dice is told too."""
-    from .cohort import mean_scores, plan_cohort
+    from .cohort import mean_scores, plan_cohort, with_truths
     from .files import check_writable
     from .session import ICLSession
 
@@ -163,6 +184,8 @@ def predict(
         raise InputError("give --images and --labels, or a --bank")
     else:
         plan = plan_cohort(targets, images, labels, **sizes)
+    if truths is not None:
+        plan = with_truths(plan, truths)
     with _started(workers) as client, _progress(len(plan.cases)) as advance:
         if bank is not None:
             session = ICLSession.load(bank, model=model, device=device, client=client)
@@ -207,13 +230,12 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Ask the context doctor about a folder of pairs and, if given, a target."""
-    from .context import ContextSet, find_pairs, make_pair
+    from .context import ContextSet, find_pairs, make_pairs
     from .evaluation.doctor import examine
     from .io import read_volume
 
     context = ContextSet()
-    for name, (image, label) in find_pairs(images, labels).items():
-        context.add(make_pair(image, label, name=name, task=task))
+    context.add(*make_pairs(find_pairs(images, labels), task=task))
     report = examine(context.pairs, None if target is None else read_volume(target), align)
     if as_json:
         _print_json(report.to_dict())
@@ -405,7 +427,10 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(str(error), 2)
     except typer.BadParameter.__mro__[1] as error:  # type: ignore[misc]
         # typer has no name of its own for the error that all its usage errors come from.
-        _stop(error.format_message(), 2)
+        told = error.format_message()
+        if not told:  # a command was wanted, and the help is shown
+            sys.exit(2)
+        _stop(told, 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
@@ -470,17 +495,22 @@ def _progress(count: int) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]], out: Path) -> None:
-    table = Table("case", "class", "millilitres", "Dice", "expected", "mean label", "seconds")
+    lines = []
     for row in rows:
         scores = {score["class"]: score for score in row.get("score") or []}
         trusts = {one["class"]: one for one in (row.get("trust") or {}).get("classes", [])}
         for entry in row.get("statistics", []):
             score, trust = scores.get(entry["class"], {}), trusts.get(entry["class"], {})
-            table.add_row(
+            lines.append([
                 row["case"], entry["class"], f"{entry['millilitres']:.2f}",
                 _number(score.get("dice")), _number(trust.get("expected_dice")),
                 _number(score.get("mean_label_dice")), f"{row['seconds']:.1f}",
-            )  # fmt: skip
+            ])  # fmt: skip
+    headings = ("case", "class", "millilitres", "Dice", "expected", "mean label", "seconds")
+    filled = [n for n, cells in enumerate(zip(*lines, strict=True)) if any(cells)]
+    table = Table(*(headings[n] for n in filled))
+    for line in lines:
+        table.add_row(*(line[n] for n in filled))
     out_console.print(table)
     for name, mean in means.items():
         told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in mean.items())

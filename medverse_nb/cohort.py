@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,23 @@ def plan_around(
             "(context_size), or name a target's file"
         )
     return Plan(context, [Case(name, files[name], labelled.get(name)) for name in left[:limit]])
+
+
+def with_truths(plan: Plan, folder: Path) -> Plan:
+    """Return the plan with the labels of a folder, by name, for the scans to be scored with.
+
+    Raises
+    ------
+    ContextError : no such folder, or no NIfTI file in it.
+    InputError : no label has the name of a scan.
+    """
+    known = by_name(list_volumes(folder), case_name)
+    if not any(case.name in known for case in plan.cases):
+        raise InputError(
+            f"no label in {folder} has the name of a scan, such as {plan.cases[0].name}"
+        )
+    cases = [replace(case, truth=known.get(case.name, case.truth)) for case in plan.cases]
+    return replace(plan, cases=cases)
 
 
 def cases_of(

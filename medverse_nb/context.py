@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,6 +37,7 @@ LARGEST_LABEL = 2**31 - 1
 LABEL_GRID_CHANGE = (
     "the label's affine differs from its image's; its voxels were taken in the image's order"
 )
+MOST_LABELS, VALUES_A_LABEL = 32, 4  # what an image has never, and a label never beside it
 MOST_CHANGES = 20  # that can be undone; a removed pair stays in memory as long as its change
 
 
@@ -90,6 +92,10 @@ class ContextPair:
         both = self.image_hash + content_hash(label.view, label.grid)
         return hashlib.sha256(both.encode()).hexdigest()
 
+    def __repr__(self) -> str:
+        told = self.task if self.task == "image" else f"values {list(self.values)}"
+        return f"<ContextPair {self.name}: {' x '.join(map(str, self.image.shape))}, {told}>"
+
     def image_on(self, target: Grid, align: Align) -> View:
         """Return the scaled image on the target's canonical grid."""
         image = self.canonical_image
@@ -134,26 +140,108 @@ def make_pair(
     ContextError : label of another shape than its image, or fractional, negative or
         non-finite values.
     """
-    image_volume = read_volume(image, affine if takes_affine(image) else None)
-    label_volume = read_volume(label, _label_affine(label, affine, image_volume))
-    changes = [*image_volume.attrs.get("changes", ()), *label_volume.attrs.get("changes", ())]
-    values, change = _on_image_grid(label_volume, image_volume, name)
+    what = f"context pair {name!r}"
+    with _naming(f"image of {what}"):
+        image_volume = read_volume(image, affine if takes_affine(image) else None)
+    label_volume, changes = read_label(
+        image_volume, label, what=what, task=task, affine=affine, label_threshold=label_threshold
+    )
+    changes = [*image_volume.attrs.get("changes", ()), *changes]
+    origin = Provenance(source_of(image), source_of(label), when=now())
+    return ContextPair(name, image_volume, label_volume, task, tuple(changes), origin)
+
+
+def read_label(
+    image: xr.DataArray,
+    label: Source,
+    *,
+    what: str,
+    task: Task = "segmentation",
+    affine: Any = None,
+    label_threshold: float | None = None,
+) -> tuple[xr.DataArray, list[str]]:
+    """Read and check the label of an image; return it on the image's grid, and what was changed.
+
+    Parameters
+    ----------
+    what : is being read, as messages call it.
+    affine, label_threshold : as in `make_pair`.
+
+    Raises
+    ------
+    InputError, ContextError : as `make_pair`.
+    """
+    with _naming(f"label of {what}"):
+        volume = read_volume(label, _label_affine(label, affine, image))
+    changes = [*volume.attrs.get("changes", ())]
+    values, change = _on_image_grid(volume, image, what)
     if change:
         changes.append(change)
-        tell(f"context pair {name!r}: {change}")
+        tell(f"{what}: {change}")
     if task == "segmentation":
-        if count := label_volume.attrs.get("non_finite", 0):
+        _check_order(view_of(image), values, what)
+        if count := volume.attrs.get("non_finite", 0):
             raise ContextError(
-                f"context pair {name!r}: label has {count} non-finite values; fill them with 0 "
+                f"{what}: label has {count} non-finite values; fill them with 0 "
                 "where there is background"
             )
-        values = _integer_labels(values, name, label_threshold)
+        values = _integer_labels(values, what, label_threshold)
     data = values if isinstance(values, np.ndarray) else as_dask(values, LAZY_CHUNK)
     # where the label said it lies: the doctor compares
-    attrs = {"stored_affine": affine_of(label_volume).tolist()}
-    placed = make_volume(data, affine_of(image_volume), name=str(label_volume.name), attrs=attrs)
-    origin = Provenance(source_of(image), source_of(label), when=now())
-    return ContextPair(name, image_volume, placed, task, tuple(changes), origin)
+    attrs = {"stored_affine": affine_of(volume).tolist()}
+    placed = make_volume(data, affine_of(image), name=str(volume.name), attrs=attrs)
+    return placed, changes
+
+
+def make_pairs(
+    files: Mapping[str, tuple[Path, Path]],
+    *,
+    task: Task = "segmentation",
+    label_threshold: float | None = None,
+) -> list[ContextPair]:
+    """Read and check the pairs that `find_pairs` found; all that cannot be used are told at once.
+
+    Raises
+    ------
+    ContextError : one or more cannot be used.
+    """
+    pairs, errors = list[ContextPair](), list[str]()
+    for name, (image, label) in files.items():
+        try:
+            pair = make_pair(image, label, name=name, task=task, label_threshold=label_threshold)
+        except InputError as error:
+            errors.append(str(error))
+        else:
+            pairs.append(pair)
+    if errors:
+        count = f"{len(errors)} of {len(files)} pairs cannot be used: " if errors[1:] else ""
+        raise ContextError(count + "; ".join(errors))
+    return pairs
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Put what was being read before the error of reading it."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{what}: {error}") from error
+
+
+def _check_order(image: View, label: View, what: str) -> None:
+    """Refuse an image and a label that were given in each other's place.
+
+    In the middle plane, few whole numbers in the image and many times as many values in the
+    label.
+    """
+    middle = slice(image.shape[2] // 2, image.shape[2] // 2 + 1)
+    shown, marked = (np.unique(view[:, :, middle]) for view in (image, label))
+    is_label = len(shown) <= MOST_LABELS and (shown == np.rint(shown)).all() and shown[0] >= 0
+    if is_label and len(marked) > max(MOST_LABELS, VALUES_A_LABEL * len(shown)):
+        raise ContextError(
+            f"{what}: the image has {len(shown)} values and the label "
+            f"{len(marked)}; are they swapped? It is (image, label)"
+        )
 
 
 def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
@@ -163,7 +251,7 @@ def _label_affine(label: Source, affine: Any, image: xr.DataArray) -> Any:
     return affine if takes_affine(label) else None
 
 
-def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple[View, str | None]:
+def _on_image_grid(label: xr.DataArray, image: xr.DataArray, what: str) -> tuple[View, str | None]:
     """Return the label's voxels in the image's axis order, and what had to be assumed."""
     ours, theirs = grid_of(image), grid_of(label)
     turn = Reorientation.onto(theirs.affine, theirs.shape, ours.affine)
@@ -175,17 +263,17 @@ def _on_image_grid(label: xr.DataArray, image: xr.DataArray, name: str) -> tuple
     if label.shape == image.shape:
         return view_of(label), LABEL_GRID_CHANGE
     raise ContextError(
-        f"context pair {name!r}: label has shape {label.shape}, its image {image.shape}; "
+        f"{what}: label has shape {label.shape}, its image {image.shape}; "
         "resample the label onto its image first"
     )
 
 
-def _integer_labels(view: View, name: str, label_threshold: float | None) -> View:
+def _integer_labels(view: View, what: str, label_threshold: float | None) -> View:
     """Return whole, positive labels; checked in slabs."""
     if label_threshold is not None:
         return mapped(view, partial(_exceeds, threshold=label_threshold))
     for slab in slabs(view):
-        _check_labels(slab, name)
+        _check_labels(slab, what)
     return mapped(view, _round)
 
 
@@ -197,24 +285,23 @@ def _round(values: NDArray[Any]) -> NDArray[np.int32]:
     return np.rint(values).astype(np.int32)
 
 
-def _check_labels(values: NDArray[Any], name: str) -> None:
+def _check_labels(values: NDArray[Any], what: str) -> None:
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise ContextError(
-                f"context pair {name!r}: label has non-finite values; fill them, such as "
-                "label.fillna(0)"
+                f"{what}: label has non-finite values; fill them, such as label.fillna(0)"
             )
         off = np.abs(values - np.rint(values)) > INTEGER_TOLERANCE
         if off.any():
             shown = ", ".join(f"{v:.3g}" for v in np.unique(values[off])[:3])
             raise ContextError(
-                f"context pair {name!r}: label has fractional values ({shown}, ...); pass "
+                f"{what}: label has fractional values ({shown}, ...); pass "
                 'label_threshold=0.5 or task="image"'
             )
     least, most = round(float(values.min())), round(float(values.max()))
     if least < 0 or most > LARGEST_LABEL:
         raise ContextError(
-            f"context pair {name!r}: label values reach from {least:g} to {most:g}; class values "
+            f"{what}: label values reach from {least:g} to {most:g}; class values "
             "must be 0 (background) or positive"
         )
 
@@ -263,6 +350,9 @@ class ContextSet:
                 return pair
         raise ContextError(f"no context pair is called {name!r}; there are {self.names}")
 
+    def __repr__(self) -> str:
+        return "\n".join([f"<ContextSet, {len(self)} pairs>", *(f"  {pair}" for pair in self)])
+
     @property
     def names(self) -> list[str]:
         """Names of the pairs, in order."""
@@ -272,6 +362,12 @@ class ContextSet:
     def values(self) -> list[int]:
         """Nonzero label values found in any pair, sorted."""
         return sorted({value for pair in self.pairs for value in pair.values})
+
+    @property
+    def sources(self) -> list[str]:
+        """Where images and labels of the pairs were read from, as `Provenance` tells."""
+        origins = [pair.provenance for pair in self.pairs]
+        return [path for origin in origins for path in (origin.image, origin.label)]
 
     def free_name(self, name: str) -> str:
         """Return `name`, or `name-2`, `name-3`, ... where it is taken."""
@@ -385,6 +481,8 @@ def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, 
     ContextError : a missing or empty folder, a second channel, two files of one name, an
         image or label alone.
     """
+    if missing := [str(folder) for folder in (images, labels) if not Path(folder).is_dir()]:
+        raise ContextError(f"no such folder: {', '.join(missing)}")
     label_files = by_name(list_volumes(labels), stem_of)
 
     def name_of(path: Path) -> str:
@@ -398,13 +496,25 @@ def find_pairs(images: str | Path, labels: str | Path) -> dict[str, tuple[Path, 
         return name
 
     image_files = by_name(list_volumes(images), name_of)
-    alone = sorted(set(image_files) ^ set(label_files))
-    if alone:
+    if not set(image_files) & set(label_files):
         raise ContextError(
-            f"{len(alone)} cases have an image or a label only: {', '.join(alone[:5])}"
-            f"{', ...' if len(alone) > 5 else ''} ({images}, {labels})"
+            f"no image in {images} has a label of its name in {labels}: there are "
+            f"{_some(image_files)} and {_some(label_files)}"
         )
+    lonely = (
+        (set(image_files) - set(label_files), f"an image in {images} but no label in {labels}"),
+        (set(label_files) - set(image_files), f"a label in {labels} but no image in {images}"),
+    )
+    if told := [f"{_some(names)}: {what}" for names, what in lonely if names]:
+        raise ContextError("; ".join(told))
     return {name: (image_files[name], label_files[name]) for name in sorted(image_files)}
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    """Return the first few names, in order."""
+    ordered = sorted(names)
+    more = f", ... ({len(ordered)} in all)" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
 
 
 def by_name(files: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,21 @@ def check_place(path: Path) -> Path:
         raise OutputError(f"{path}: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise OutputError(f"{path}: no permission to write there")
+    return path
+
+
+def check_no_input(path: Path, inputs: Iterable[str]) -> Path:
+    """Return `path` unless it is one of the files that an answer was made from.
+
+    Raises
+    ------
+    OutputError : it is, under whatever name.
+    """
+    for one in inputs if path.exists() else ():
+        if Path(one).exists() and path.samefile(one):
+            raise OutputError(
+                f"{path}: is a scan or label that this answer was made from; choose another place"
+            )
     return path
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .checks import VolumeWarning, affine_or_default, checked, finite_volume, refuse_affine
-from .dicom import read_dicom
+from .dicom import holds_dicom, read_dicom
 from .errors import InputError, OutputError
 from .files import check_writable
 from .nifti import GRID_FIELDS, NIFTI_SUFFIXES, from_nibabel, read_nifti, write_nifti
@@ -132,6 +132,7 @@ def source_of(source: Source) -> str:
 def _read_path(path: Path, affine: Any, name: str | None) -> xr.DataArray:
     name = name or _last_name(path) or "volume"
     if path.is_dir() and not (is_zarr(path) or path.name.lower().endswith(".zarr")):
+        _refuse_nifti_folder(path)
         refuse_affine(affine, "a DICOM folder")
         return finite_volume(read_dicom(path, name), name)
     volume = _read_voxels(path, affine, name)
@@ -153,6 +154,16 @@ def _read_voxels(path: Path, affine: Any, name: str) -> xr.DataArray:
         raise InputError(f"{name}: unknown kind of file; give {READABLE}")
     refuse_affine(affine, "a NIfTI file")
     return read_nifti(path, name)
+
+
+def _refuse_nifti_folder(path: Path) -> None:
+    """Say what a folder holds instead, before a library for DICOM is asked for."""
+    files = [one for one in path.iterdir() if one.name.lower().endswith(NIFTI_SUFFIXES)]
+    if files and not holds_dicom(path):
+        raise InputError(
+            f"{path}: a folder with {len(files)} NIfTI files, where one scan is wanted: name one. "
+            "predict_many takes a folder of scans, add_context_folder folders of pairs"
+        )
 
 
 def _last_name(path: Path) -> str:

@@ -21,7 +21,7 @@ from .dicom_seg import write_dicom_seg
 from .errors import ContextError, InputError
 from .evaluation.records import records_of
 from .evaluation.trust.score import Trust
-from .files import check_writable, write_atomically
+from .files import check_no_input, check_writable, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.crops import cut
@@ -146,6 +146,7 @@ class Prediction:
         the network has attention, else None.
     score : one row a class where a truth was given, else None.
     trust : how far to believe it, where that was asked for, else None.
+    inputs : paths of the files it was made from; `write` replaces none of them.
     """
 
     target: xr.DataArray
@@ -158,6 +159,7 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     score: pd.DataFrame | None = None
     trust: Trust | None = None
+    inputs: tuple[str, ...] = ()
 
     @cached_property
     def mask(self) -> xr.DataArray:
@@ -259,11 +261,13 @@ class Prediction:
 
         Raises
         ------
-        OutputError : the place cannot be written; what was there is as it was.
+        OutputError : the place cannot be written, or holds the scan, its known label, or a file of
+            the context; what was there is as it was.
         InputError : `.dcm` for an image, or for a target that was no DICOM series.
         """
         as_dicom = Path(path).name.lower().endswith(".dcm")
         path = check_writable(Path(path)) if as_dicom else check_output(path)
+        check_no_input(path, self.inputs)
         sidecar = check_writable(path.with_name(stem_of(path) + ".json"))
         text = json.dumps(self.to_dict(), indent=2)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .answer import make_image, make_probability
 from .classes import ClassSpec
-from .context import ContextSet, Task, content_hash, make_pair
+from .context import ContextSet, Task, content_hash, read_label
 from .evaluation.scoring import score_image, score_mask
 from .geometry import Align
 from .inference.autoregressive import Step
@@ -145,7 +145,8 @@ class Question:
         ------
         InputError, ContextError : unreadable, or not on the scan's grid.
         """
-        return values_of(make_pair(self.target, truth, name="truth", task=self.task).label)
+        label, _ = read_label(self.target, truth, what="truth", task=self.task)
+        return values_of(label)
 
     def score(self, prediction: Prediction, truth: NDArray[Any]) -> pd.DataFrame:
         """Return Dice by class, or PSNR, with the mean label's or the scan's own beside it."""

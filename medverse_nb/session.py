@@ -27,6 +27,7 @@ from .context import (
     find_class_table,
     find_pairs,
     make_pair,
+    make_pairs,
 )
 from .errors import ContextError, InputError, WeightsError, missing_extra
 from .evaluation.answers import PredictFrom, predictor
@@ -43,7 +44,7 @@ from .inference.recipe import Settings, choose_recipe
 from .inference.recorder import Record, Recorder, has_attention, windows_of
 from .inference.runner import name_of_network, network_called
 from .inference.storage import RunFolder, Storage, storage_of
-from .io import Source, name_of, read_volume
+from .io import Source, name_of, read_volume, source_of
 from .judge import Judge, TrustLevel, check_level
 from .manifest import describe_run
 from .many import Case, CaseTask, Row, predict_cases
@@ -179,10 +180,11 @@ class ICLSession:
         missing = sorted(set(names or ()) - set(found))
         if missing:
             raise ContextError(f"no such cases in {images}: {missing}")
-        pairs = [
-            make_pair(*found[name], name=name, task=self.task, label_threshold=label_threshold)
-            for name in (names or found)
-        ]
+        pairs = make_pairs(
+            {name: found[name] for name in names or found},
+            task=self.task,
+            label_threshold=label_threshold,
+        )
         self.context.add(*pairs, table=find_class_table(labels, images))
         return pairs
 
@@ -332,6 +334,10 @@ class ICLSession:
             steps=question.recorded(steps, known) if record else (),
             attention=recorder.dataset() if recorder else None,
             warnings=(*messages, *question.warnings),
+            inputs=(
+                *(source_of(one) for one in (target, truth) if one is not None),
+                *self.context.sources,
+            ),
         )
         if known is not None:
             prediction = replace(prediction, score=question.score(prediction, known))
@@ -626,7 +632,9 @@ class ICLSession:
                 )
             values = chosen.to_label_values(values_of(pair.label))
             pair = replace(pair, label=with_data(pair.label, values, "label"))
-            self._tell_of_unasked(chosen, name)
+            self._tell_of_classes(chosen, name)
+        if twins := [one.name for one in self.context if one.image_hash == pair.image_hash]:
+            tell(f"{name}: this scan is in the context already, as {twins[0]}; undo() takes it out")
         self.context.add(pair)
         return pair
 
@@ -750,8 +758,15 @@ class ICLSession:
         if not len(self.context):
             raise ContextError("there are no context pairs; add_context a labelled pair first")
 
-    def _tell_of_unasked(self, prediction: Prediction, name: str) -> None:
-        """Warn of classes that were not asked for: the new pair will pass for an example without."""
+    def _tell_of_classes(self, prediction: Prediction, name: str) -> None:
+        """Warn of what the new pair's label does not tell apart, and of what it leaves out."""
+        for spec in prediction.classes:
+            if len(spec.values) > 1:
+                values = " and ".join(map(str, spec.values))
+                tell(
+                    f"{name}: {values} were asked for as one, {spec.name}, and the new pair has "
+                    f"{spec.values[0]} for all of it; it is no example for one of them alone"
+                )
         asked = {value for spec in prediction.classes for value in spec.values}
         unasked = [value for value in self.context.values if value not in asked]
         if unasked:

@@ -483,3 +483,9 @@ def test_the_address_is_told_on_this_machine_with_a_token(tmp_path, monkeypatch)
     assert len(opened) == 1
     assert opened[0].startswith("file:")
     assert "token" not in opened[0]
+
+
+@pytest.mark.parametrize("wrong", [{"model": "nosuch"}, {"device": "abacus"}])
+def test_a_model_or_device_that_is_not_there_is_told_before_anything_is_served(tmp_path, wrong):
+    with pytest.raises(MedverseError, match=next(iter(wrong.values()))):
+        serve(tmp_path, browser=False, **wrong)

@@ -141,7 +141,14 @@ CONTEXTS = {
     "no-foreground": (clear_all, "no pair has any foreground"),
     "unmatched": (
         lambda c: (c.labels / "one.nii.gz").rename(c.labels / "uno.nii.gz"),
-        "2 cases have an image or a label only: one, uno",
+        "but no label in",
+    ),
+    "no-name-alike": (
+        lambda c: [
+            path.rename(path.with_name(f"x{n}.nii.gz"))
+            for n, path in enumerate([*c.labels.iterdir()])
+        ],
+        "has a label of its name",
     ),
     "no-labels": (lambda c: shutil.rmtree(c.labels), "no such folder"),
     "empty-folder": (

@@ -83,6 +83,42 @@ def test_known_labels_are_scored(predict, cohort):
         assert summary["mean"][score["class"]]["dice"] == score["dice"]
 
 
+def test_scans_are_scored_with_a_folder_of_truths(predict, cohort):
+    truths = cohort.root / "labelsTs"
+    truths.mkdir()
+    scan = nib.load(cohort.scan)
+    label = nib.Nifti1Image((scan.get_fdata() > 0.5).astype(np.uint8), scan.affine)
+    nib.save(label, truths / "scan.nii.gz")
+    (case,) = json.loads(predict(truths=truths).out)["cases"]
+    assert {score["class"] for score in case["score"]} == {"class 1", "class 2"}
+    (truths / "scan.nii.gz").rename(truths / "other.nii.gz")
+    outcome = predict(truths=truths)
+    assert outcome.code == 2
+    assert "has the name of a scan, such as scan" in outcome.err
+
+
+def test_all_bad_pairs_are_told_at_once(cli, cohort):
+    damage(cohort.labels / "one.nii.gz")
+    two = nib.load(cohort.labels / "two.nii.gz")
+    nib.save(two.slicer[:-1], cohort.labels / "two.nii.gz")
+    outcome = cli("check", "--images", cohort.images, "--labels", cohort.labels)
+    assert outcome.code == 2
+    assert "2 of 3 pairs cannot be used: label of context pair 'one': " in outcome.err
+    assert "context pair 'two': label has shape" in outcome.err
+
+
+def test_version(cli):
+    outcome = cli("--version")
+    assert (outcome.code, outcome.out.strip()) == (0, f"medverse_nb {__version__}")
+
+
+def test_without_a_command_the_help_is_shown_and_no_empty_error(cli):
+    outcome = cli()
+    assert outcome.code == 2
+    assert "Usage" in outcome.out + outcome.err
+    assert "error:" not in outcome.err
+
+
 def test_classes_seed_and_limit_reach_the_session(predict, cohort):
     summary = json.loads(predict(classes="block=1+2", context_size=1, seed=1).out)
     (case,) = summary["cases"]
@@ -122,6 +158,7 @@ def test_without_json_a_table_is_printed(cli, cohort, tiny_weights):
     assert outcome.code == 0
     assert "class 2" in outcome.out
     assert "written to" in outcome.out
+    assert "Dice" not in outcome.out, "no empty column"
 
 
 def test_a_bad_case_among_good_ones(predict, cohort):

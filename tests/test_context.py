@@ -242,16 +242,39 @@ def test_a_number_in_the_name_is_no_channel(tmp_path):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (["a_0000.nii.gz", "b_0000.nii.gz"], ["a.nii.gz"], "1 cases have .* only: b "),
-        (["a_0000.nii.gz"], ["a.nii.gz", "c.nii.gz"], "1 cases have .* only: c "),
-        (["a_0000.nii.gz"], ["a_seg.nii.gz"], "2 cases have .* only: a, a_seg"),
+        (
+            ["a_0000.nii.gz", "b_0000.nii.gz"],
+            ["a.nii.gz"],
+            "^b: an image in .*imagesTr but no label in .*labelsTr$",
+        ),
+        (["a_0000.nii.gz"], ["a.nii.gz", "c.nii.gz"], "^c: a label in .* but no image in "),
+        (
+            ["a_0000.nii.gz"],
+            ["a_seg.nii.gz"],
+            "no image in .* has a label of its name in .*: there are a and a_seg",
+        ),
+        (
+            ["a.nii.gz", "b.nii.gz"],
+            ["a.nii.gz", "c.nii.gz"],
+            "b: an image in .* but no label in .*; c: a label in .* but no image in ",
+        ),
         (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.nii.gz"], "channel 0001"),
         ([], ["a.nii.gz"], "no NIfTI file"),
         (["a_0000.nii.gz"], [], "no NIfTI file"),
         (["a.nii.gz", "a_0000.nii.gz"], ["a.nii.gz"], "two files are the case 'a'"),
         (["a.nii.gz"], ["a.nii.gz", "a.nii"], "two files are the case 'a'"),
     ],
-    ids=["alone", "orphan", "suffix", "channel", "no-images", "no-labels", "twice", "twice-label"],
+    ids=[
+        "alone",
+        "orphan",
+        "suffix",
+        "both",
+        "channel",
+        "no-images",
+        "no-labels",
+        "twice",
+        "twice-label",
+    ],
 )
 def test_folders_that_do_not_match_are_refused(tmp_path, images, labels, message):
     with pytest.raises(ContextError, match=message):
@@ -260,7 +283,7 @@ def test_folders_that_do_not_match_are_refused(tmp_path, images, labels, message
 
 def test_many_lone_cases_are_counted_and_a_few_are_named(tmp_path):
     names = [f"c{number}_0000.nii.gz" for number in range(9)]
-    with pytest.raises(ContextError, match=r"9 cases .* c0, c1, c2, c3, c4, \.\.\."):
+    with pytest.raises(ContextError, match=r"c0, c1, c2, c3, c4, \.\.\. \(9 in all\): an"):
         find_pairs(*make_folder(tmp_path, [*names, "a.nii"], ["a.nii"]))
 
 
@@ -311,3 +334,35 @@ def test_a_volume_with_nan_is_repaired_and_reported():
         pair = make_pair(scan, np.ones((1, 2, 2), np.uint8), name="a")
     assert pair.image.values.tolist() == [[[1, 1], [3, 4]]]
     assert pair.changes == ("replaced 1 non-finite voxels by the minimum",)
+
+
+# --- as a beginner gets it wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_an_image_and_a_label_that_are_swapped_are_told(dtype):
+    rng = np.random.default_rng(0)
+    image = rng.normal(500, 100, (20, 20, 6)).astype(dtype)
+    label = np.zeros(image.shape, np.uint8)
+    label[5:12, 5:12, 2:5] = 2
+    with pytest.raises(ContextError, match=r"'x': the image has 2 values and .* swapped"):
+        make_pair(label, image, name="x", affine=np.eye(4))
+    atlas = np.indices(image.shape).sum(0) // 2 * 3
+    assert len(make_pair(image.astype(float), atlas, name="x", affine=np.eye(4)).values) > 20
+    assert make_pair(label, label, name="x", affine=np.eye(4)).values == (2,), (
+        "a mask may show itself"
+    )
+    assert make_pair(label, image, name="x", task="image", affine=np.eye(4)).values == ()
+
+
+def test_a_context_is_shown_in_a_line_a_pair():
+    context = ContextSet()
+    for name in ("one", "two"):
+        label = np.zeros((4, 5, 6), np.uint8)
+        label[1:3, 1:3, 1:3] = 7
+        context.add(make_pair(label * 0.3, label, name=name, affine=np.eye(4)))
+    assert repr(context).splitlines() == [
+        "<ContextSet, 2 pairs>",
+        "  <ContextPair one: 4 x 5 x 6, values [7]>",
+        "  <ContextPair two: 4 x 5 x 6, values [7]>",
+    ]

@@ -137,6 +137,7 @@ def test_workers_get_no_removed_pairs():
     assert len(context.history) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*in the context already")
 def test_a_session_takes_back_its_changes(session, cohort):
     (cohort.root / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}')
     again = make_pair(cohort.scan, cohort.labels / "one.nii.gz", name="more")
@@ -180,6 +181,7 @@ def test_added_pairs_remember_their_paths(session, cohort, monkeypatch):
     assert make_pair(scan, label, name="x", affine=affine).provenance.image == "array"
 
 
+@pytest.mark.filterwarnings("ignore:.*in the context already")
 def test_accepted_pairs_remember_what_they_were_predicted_with(session, cohort):
     prediction = session.predict(cohort.scan)
     origin = session.accept().provenance

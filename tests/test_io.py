@@ -461,3 +461,10 @@ def test_a_dtype_nifti_lacks_is_our_error(tmp_path):
     with pytest.raises(MedverseError, match="float16"):
         write_volume(make_volume(voxels(), THIN), tmp_path / "a.nii", dtype=np.float16)
     assert left_in(tmp_path) == []
+
+
+def test_a_folder_of_nifti_files_is_no_dicom_folder(tmp_path):
+    for name in ("a.nii.gz", "b.nii"):
+        write_volume(make_volume(np.zeros((3, 3, 3)), np.eye(4)), tmp_path / name)
+    with pytest.raises(InputError, match=r"2 NIfTI files, where one scan is wanted.*predict_many"):
+        read_volume(tmp_path)

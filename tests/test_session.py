@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medverse_nb import ICLSession, affine_of, read_volume
-from medverse_nb.errors import ContextError, InputError, WeightsError
+from medverse_nb.errors import ContextError, InputError, OutputError, WeightsError
 from medverse_nb.io import VolumeWarning
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.weights import weights_hash
@@ -603,6 +603,7 @@ def test_names_from_dataset_json_reach_the_sidecar(new_session, cohort):
 # --- accept --------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*in the context already")
 def test_accept_makes_the_answer_a_pair(new_session, tmp_path):
     nib.save(stored(SCAN, tilted(), "PIR"), tmp_path / "sub-09.nii.gz")
     session = fill(new_session(mean_label), line(1, 2, 0, 0), line(1, 2, 0, 0))
@@ -617,6 +618,7 @@ def test_accept_makes_the_answer_a_pair(new_session, tmp_path):
     assert session.accept().name == "sub-09-2"
 
 
+@pytest.mark.filterwarnings("ignore:.*in the context already")
 def test_accept_a_corrected_mask(new_session):
     session = fill(new_session(mean_label), line(1, 2, 0, 0))
     first = session.predict(stored(SCAN, tilted(), "LPI"))
@@ -634,10 +636,64 @@ def test_accepting_one_of_several_classes_is_told(new_session):
     session.predict(SCAN, classes=[1], affine=STRAIGHT, name="sub-09")
     with pytest.warns(VolumeWarning, match="sub-09: class 2 was not asked for"):
         session.accept()
-    session.predict(SCAN, affine=STRAIGHT)
+    session.predict(SCAN / 2, affine=STRAIGHT)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session.accept()
+
+
+def test_accepting_a_union_is_told(new_session):
+    session = fill(new_session(mean_label), line(1, 2, 0, 0))
+    session.predict(SCAN, classes={"both": (1, 2)}, affine=STRAIGHT, name="sub-09")
+    with pytest.warns(VolumeWarning, match="1 and 2 were asked for as one, both, and .* has 1"):
+        assert session.accept().values == (1,)
+
+
+def test_accepting_a_scan_twice_is_told(new_session):
+    session = fill(new_session(mean_label), line(1, 2, 0, 0))
+    session.predict(SCAN, affine=STRAIGHT, name="sub-09")
+    session.accept()
+    with pytest.warns(VolumeWarning, match="sub-09-2: .* in the context already, as sub-09;"):
+        session.accept()
+    session.undo()
+    assert session.context.names == ["pair-1", "sub-09"]
+
+
+# --- what an answer was made from ------------------------------------------------------------------
+
+
+@pytest.fixture
+def from_files(new_session, tmp_path):
+    """Predict from files: a scan, a truth, and one pair, each in its own file."""
+    volumes = {"scan": SCAN, "image": SCAN}
+    volumes |= dict.fromkeys(("truth", "label"), line(1, 2, 0, 0))
+    for name, array in volumes.items():
+        nib.save(nib.Nifti1Image(array, STRAIGHT), tmp_path / f"{name}.nii.gz")
+    session = new_session(mean_label)
+    session.add_context(tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
+    scan = nib.load(tmp_path / "scan.nii.gz")
+    return session.predict(scan, truth=tmp_path / "truth.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["scan", "truth", "image", "label"])
+def test_no_input_is_written_over(from_files, tmp_path, monkeypatch, name):
+    before = (tmp_path / f"{name}.nii.gz").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / f"{name}.nii.gz", f"{name}.nii.gz", f"sub/../{name}.nii.gz"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        with pytest.raises(OutputError, match="was made from"):
+            from_files.write(path)
+    assert (tmp_path / f"{name}.nii.gz").read_bytes() == before
+    assert not (tmp_path / f"{name}.json").exists()
+
+
+def test_no_input_is_written_over_under_another_name(from_files, tmp_path):
+    link = tmp_path / "link.nii.gz"
+    link.symlink_to(tmp_path / "scan.nii.gz")
+    with pytest.raises(OutputError, match="was made from"):
+        from_files.with_mask(from_files.mask).write(link)
+    assert from_files.write(tmp_path / "mask.nii.gz").is_file()
+    assert from_files.write(tmp_path / "mask.nii.gz").is_file(), "an earlier answer may go"
 
 
 def test_a_scan_in_memory_can_be_named(new_session):
@@ -665,6 +721,7 @@ def test_a_mask_that_does_not_fit_leaves_the_session_unchanged(new_session, kind
     assert along(session.predict(SCAN, affine=STRAIGHT).mask) == [1, 2, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:.*were asked for as one")
 def test_accepting_a_union_takes_the_contexts_own_values(new_session):
     """Class 1 of the request is the labels' value 5: the new pair must say 5."""
     session = fill(new_session(mean_label), line(5, 7, 2, 0))
@@ -714,6 +771,7 @@ def test_nothing_to_accept(new_session):
         fill(new_session(), line(1, 0)).accept()
 
 
+@pytest.mark.filterwarnings("ignore:.*in the context already")
 def test_an_image_answer_can_be_accepted(new_session):
     scan, ramp = draw_case((10, 9, 8), 1)[0], np.arange(720.0).reshape(10, 9, 8)
     session = new_session(mean_label, task="image")

@@ -22,7 +22,7 @@ from ..bank import open_bank
 from ..bank_file import LARGEST_BANK
 from ..checks import VolumeWarning, collected_warnings
 from ..classes import ClassSpec, ClassTable, read_class_table
-from ..context import find_pairs, make_pair
+from ..context import find_pairs, make_pair, make_pairs
 from ..errors import ContextError, InputError, MedverseError, OutputError, first_line
 from ..evaluation.doctor import Report
 from ..io import name_of, read_volume, stem_of
@@ -239,7 +239,7 @@ class AppState(traitlets.HasTraits):
         for name, files in found.items():
             for file in files:
                 self._check_file(file, name)
-        made = [make_pair(*files, name=name, task="segmentation") for name, files in found.items()]
+        made = make_pairs(found)
         self.session.context.add(*made, table=self._class_table(labels, images))
         return self._changed(f"{len(made)} pairs added")
 
