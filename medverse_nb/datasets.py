@@ -21,7 +21,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation
 
-from .errors import ContextError, InputError, MedverseError
+from .errors import ContextError, InputError, missing_extra
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
@@ -48,7 +48,7 @@ def demo_cohort(subjects: int = 5, seed: int = 0, spacing_mm: float = 2.0) -> li
 
     Raises
     ------
-    MedverseError : nilearn is not installed.
+    InputError : nilearn is not installed.
     InputError : fewer than one subject, a negative seed, or a spacing outside 0.5 to 8 mm.
 
     Source: ICBM 152 nonlinear symmetric template, as packaged by nilearn.
@@ -186,11 +186,8 @@ class _Template:
 def _read_template() -> _Template:
     try:
         from nilearn import datasets as nilearn_datasets
-    except ImportError as error:
-        raise MedverseError(
-            "the demo brain comes inside nilearn, which is not installed; "
-            'pip install "medverse_nb[demo]"'
-        ) from error
+    except ModuleNotFoundError as error:
+        raise missing_extra("the demo brain", error, "demo") from error
     t1 = nilearn_datasets.load_mni152_template(resolution=1)
     grey, white = (
         np.asarray(load(resolution=1).dataobj)

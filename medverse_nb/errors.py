@@ -1,5 +1,8 @@
 """Every error the package raises on purpose, under one base."""
 
+import shlex
+import sys
+
 
 class MedverseError(Exception):
     """Base of all errors raised on purpose; the message says what to do."""
@@ -38,8 +41,9 @@ class NotBuiltYet(MedverseError, NotImplementedError):
 
 
 def missing_extra(what: str, error: ModuleNotFoundError, extra: str) -> InputError:
-    """Return the error that tells which extra to install for what was asked."""
-    return InputError(f'{what} needs {error.name}: pip install "medverse_nb[{extra}]"')
+    """Return the error that tells which extra to install for what was asked, and for which Python."""
+    python = shlex.quote(sys.executable)
+    return InputError(f'{what} needs {error.name}: {python} -m pip install "medverse_nb[{extra}]"')
 
 
 def first_line(error: BaseException) -> str:

@@ -428,7 +428,7 @@ def test_the_command_says_which_extra_is_missing(cli, tmp_path, monkeypatch, pac
     monkeypatch.setattr("medverse_nb.app.installed", lambda name: name != package)
     outcome = cli("app", tmp_path, "--no-browser")
     assert outcome.code == 2
-    assert f'needs {package}: pip install "medverse_nb[jupyter]"' in outcome.err
+    assert f'needs {package}: {sys.executable} -m pip install "medverse_nb[jupyter]"' in outcome.err
 
 
 def test_the_command_refuses_what_is_no_folder_or_taken(cli, tmp_path, monkeypatch):

@@ -167,7 +167,7 @@ def test_smooth_field_passes_through_its_control_points():
 def test_missing_nilearn_says_what_to_install(monkeypatch):
     datasets._read_template.cache_clear()
     monkeypatch.setitem(sys.modules, "nilearn", None)
-    with pytest.raises(MedverseError, match=r'pip install "medverse_nb\[demo\]"'):
+    with pytest.raises(MedverseError, match=r'nilearn: \S+ -m pip install "medverse_nb\[demo\]"'):
         demo_cohort(1)
 
 

@@ -400,7 +400,7 @@ def test_a_compression_that_needs_more_packages_is_named(tmp_path):
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, package):
     save_series(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf'{package}: pip install "medverse_nb\[dicom\]"'):
+    with pytest.raises(InputError, match=rf'{package}: \S+ -m pip install "medverse_nb\[dicom\]"'):
         read_volume(tmp_path)
 
 

@@ -845,7 +845,10 @@ def test_without_lightning_it_says_what_to_install(train, monkeypatch):
         monkeypatch.delitem(sys.modules, f"medverse_nb.training.{name}")
     outcome = train(2)
     assert outcome.code == 2
-    assert 'training needs lightning: pip install "medverse_nb[train]"' in outcome.err
+    assert (
+        f'training needs lightning: {sys.executable} -m pip install "medverse_nb[train]"'
+        in outcome.err
+    )
 
 
 def test_strict_stops_at_a_bad_case(train, tmp_path):

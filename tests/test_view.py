@@ -105,7 +105,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, backend, package
     with pytest.raises(InputError) as caught:
         view(*make_case(), backend=backend)
     assert str(caught.value) == (
-        f'backend="{backend}" needs {package}: pip install "medverse_nb[{extra}]"'
+        f'backend="{backend}" needs {package}: {sys.executable} -m pip install "medverse_nb[{extra}]"'
     )
 
 
