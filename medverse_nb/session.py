@@ -718,7 +718,12 @@ class ICLSession:
         return session
 
     def explore_context(
-        self, target: Source | None = None, truth: Source | None = None, backend: str = "auto"
+        self,
+        target: Source | None = None,
+        truth: Source | None = None,
+        backend: str = "auto",
+        *,
+        classes: Classes = None,
     ) -> Any:
         """Open the context workbench: choose pairs, see what each does, compare two choices.
 
@@ -727,15 +732,17 @@ class ICLSession:
         target : a scan to answer; without one the pairs are only looked at.
         truth : its known label.
         backend : "canvas", "static" (a picture of the pairs) or "auto".
+        classes : as in `predict`; what is measured and compared.
 
         Raises
         ------
-        ContextError : no pairs, or no foreground.
-        InputError : a target or truth that cannot be read, a truth alone, another backend.
+        ContextError : no pairs, no foreground, or a class that no pair has.
+        InputError : a target or truth that cannot be read, a truth alone, another backend,
+            malformed classes.
         """
         from .ui.context_explorer import explore_context
 
-        return explore_context(self, target, truth, backend)
+        return explore_context(self, target, truth, backend, classes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what a worker has or does not need: network, cluster, last answer."""

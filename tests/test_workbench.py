@@ -61,6 +61,19 @@ def test_it_opens_with_all_pairs_ticked(state):
     assert (state.influence, state.curve, state.wrong, state.comparing) == (None,) * 4
 
 
+def test_the_classes_asked_for_are_measured_and_compared(session, cohort, truth):
+    state = WorkbenchState(session, cohort.scan, truth, {"both": (1, 2)})
+    state.run("A")
+    done(state)
+    assert state.scores.index.tolist() == ["both"]
+    answer = session.predict(cohort.scan, classes={"both": (1, 2)}, truth=truth)
+    assert state.scores.loc["both", "A"] == pytest.approx(answer.score.loc["both", "dice"])
+    state.check_wrong_context()
+    assert done(state).wrong.table["class"].unique().tolist() == ["both"]
+    with pytest.raises(ContextError, match=r"\[7\]"):
+        session.explore_context(cohort.scan, classes=[7])
+
+
 def test_thumbnails_show_the_busiest_slice_with_its_label(session):
     classes = session.resolve(None)
     picture = make_card(session.context["one"], classes).picture

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from ..classes import Classes
 from ..errors import MedverseError
 from ..evaluation.answers import MEANING
 from ..io import Source
@@ -34,7 +35,11 @@ MEASURES = ("influence", "curve", "wrong", "a", "b")
 
 
 def explore_context(
-    session: ICLSession, target: Source | None, truth: Source | None, backend: str = "auto"
+    session: ICLSession,
+    target: Source | None,
+    truth: Source | None,
+    backend: str = "auto",
+    classes: Classes = None,
 ) -> ContextExplorer:
     """Open the context workbench; one that the same cell opened before closes.
 
@@ -43,7 +48,10 @@ def explore_context(
     ContextError, InputError : as `WorkbenchState`; another backend.
     """
     return open_explorer(
-        ContextExplorer, lambda: WorkbenchState(session, target, truth), make_widget, backend
+        ContextExplorer,
+        lambda: WorkbenchState(session, target, truth, classes),
+        make_widget,
+        backend,
     )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import traitlets
 import xarray as xr
 
-from ..classes import ClassSpec
+from ..classes import Classes, ClassSpec
 from ..context import ContextPair
 from ..errors import ContextError, InputError
 from ..evaluation.answers import Answer, PredictFrom
@@ -61,7 +61,7 @@ class WorkbenchState(ClassChoice):
 
     Ticking pairs changes nothing but `used`; only `keep` changes the session's context. What
     takes long runs on `job`, one at a time, with the pairs that are ticked when it starts.
-    Classes are those of the context as it was opened.
+    Classes are those asked for, or all of the context as it was opened.
 
     Traits
     ------
@@ -75,8 +75,9 @@ class WorkbenchState(ClassChoice):
 
     Raises
     ------
-    ContextError : the session has no pairs, or none has any foreground.
-    InputError : a target or truth that cannot be read, or a truth without a target.
+    ContextError : the session has no pairs, none has any foreground, or a class that no pair has.
+    InputError : a target or truth that cannot be read, a truth without a target, or malformed
+        classes.
     """
 
     gallery = traitlets.Tuple()
@@ -92,14 +93,18 @@ class WorkbenchState(ClassChoice):
     comparing = traitlets.Instance(SliceState, allow_none=True)
 
     def __init__(
-        self, session: ICLSession, target: Source | None = None, truth: Source | None = None
+        self,
+        session: ICLSession,
+        target: Source | None = None,
+        truth: Source | None = None,
+        classes: Classes = None,
     ) -> None:
         if not len(session.context):
             raise ContextError("there are no pairs to look at; add_context a labelled pair first")
         if truth is not None and target is None:
             raise InputError("a truth is of a target; give the target too")
         self.session = session
-        self.classes: tuple[ClassSpec, ...] = tuple(session.resolve(None))
+        self.classes: tuple[ClassSpec, ...] = tuple(session.resolve(classes))
         self.class_names = [spec.name for spec in self.classes] or ["image"]
         self.descriptors = (*DESCRIPTORS, FEATURES)
         self.target: xr.DataArray | None = None if target is None else read_volume(target)
@@ -268,8 +273,8 @@ class WorkbenchState(ClassChoice):
 
         Parameters
         ----------
-        structures : label values to exchange; None exchanges the first two where the ticked
-            pairs have two, and else gives each image the label of another.
+        structures : label values to exchange; None exchanges a value of the first class with
+            one of no part in it, and where there is none gives each image the label of another.
 
         Raises
         ------
@@ -278,8 +283,11 @@ class WorkbenchState(ClassChoice):
         """
         pairs = self._ready("the wrong-context check")
         values = sorted({value for pair in pairs for value in pair.values})
-        if structures is None and len(values) > 1:
-            structures = {values[0]: values[1]}
+        asked = self.classes[0].values if self.classes else ()
+        inside = [value for value in values if value in asked]
+        outside = [value for value in values if value not in asked]
+        if structures is None and inside and outside:
+            structures = {inside[0]: outside[0]}
         wrong = swap_labels(pairs, structures) if structures else shuffle_labels(pairs)
 
         def measure(predict: PredictFrom, tell: Progress, cancel: Event) -> pd.DataFrame:
