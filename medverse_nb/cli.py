@@ -476,6 +476,8 @@ def _started(workers: int | None) -> Iterator[Any]:
         from distributed import Client, LocalCluster
     except ModuleNotFoundError as error:
         raise missing_extra("--workers", error, "distributed") from error
+    if not logging.getLogger().isEnabledFor(logging.INFO):  # else -v asked for it
+        logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection
     options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client
