@@ -253,7 +253,8 @@ def test_a_window_shows_what_it_read_and_answered(recorded, session):
                 for a, n, side in zip(window.start, window.sides, step.image.shape, strict=True)
             )
             part = tuple(slice(0, s.stop - s.start) for s in inside)
-            assert np.array_equal(crops.target[part], step.image.values[inside])
+            # a matrix product may round a part of a volume otherwise than the whole
+            assert np.allclose(crops.target[part], step.image.values[inside], atol=1e-6, rtol=0)
             assert np.array_equal(crops.answer[part], step.prediction.values[inside])
             assert len(crops.context_images) == len(crops.context_labels) == len(step.pairs) == 3
             assert (crops.ar_image is None) == (crops.ar_label is None) == (step.scale == 1)
