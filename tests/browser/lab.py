@@ -118,11 +118,20 @@ class Notebook(Watched):
         while not prompts.last.inner_text().strip("[]: \n").isdigit():
             assert time.monotonic() < until, "the cells are not done"
             begun = any(text.strip("[]: \n") for text in prompts.all_inner_texts())
+            self._choose_kernel()
             if not begun and time.monotonic() >= asked:
                 self.page.get_by_role("menuitem", name="Run", exact=True).click()
                 self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
                 asked = time.monotonic() + AGAIN_S
             self._wait()
+
+    def _choose_kernel(self) -> None:
+        """Take the kernel that Lab proposes, where a slow start makes it ask for one."""
+        dialog = self.page.locator(".jp-Dialog")
+        if dialog.count():
+            told = dialog.first.inner_text()
+            assert "kernel" in told.lower(), f"JupyterLab asks something else: {told}"
+            dialog.first.locator(".jp-mod-accept").click()
 
     def run_again(self, cell: int) -> None:
         """Run a cell once more and wait for its end."""
