@@ -320,7 +320,7 @@ def workers(count: int) -> Iterator[Any]:
 def measure_memory(args: argparse.Namespace) -> Row:
     """Return the peak memory of `session.predict` on files, each in a process of its own.
 
-    A row is kept in `--folder` as soon as it is measured.
+    A row is kept in `--folder` as soon as it is measured; new code needs a new folder.
     """
     args.folder.mkdir(parents=True, exist_ok=True)
     x, y, z = args.sides

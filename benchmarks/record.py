@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +22,7 @@ def record(name: str, figures: dict[str, Any], path: Path = RESULTS) -> None:
     results[name] = {
         **figures,
         "measured": {
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "date": datetime.now(UTC).date().isoformat(),
             "processor": processor(),
             "threads": torch.get_num_threads(),

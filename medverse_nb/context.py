@@ -22,7 +22,7 @@ from .classes import ClassTable, read_class_table
 from .errors import ContextError, InputError
 from .geometry import Align, Grid, Reorientation
 from .intensity import IntensityScale, quantile_scale
-from .io import NIFTI_SUFFIXES, Source, read_volume, source_of, stem_of, takes_affine
+from .io import Source, nifti_files, read_volume, source_of, stem_of, takes_affine
 from .placement import CanonicalVolume, placed
 from .provenance import Provenance, now
 from .regions import View, slabs
@@ -533,11 +533,7 @@ def list_volumes(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ContextError(f"no such folder: {folder}")
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
-    ]
+    files = nifti_files(folder)
     if not files:
         raise ContextError(f"no NIfTI file in {folder}")
     return files

@@ -33,19 +33,19 @@ def check_place(path: Path) -> Path:
     return path
 
 
-def check_no_input(path: Path, inputs: Iterable[str]) -> Path:
-    """Return `path` unless it is one of the files that an answer was made from.
+def found_among(paths: Iterable[Path], others: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return the paths that are one of the others, under whatever name."""
+    known = {key for other in others for key in _identity(Path(other))}
+    return [path for path in paths if not known.isdisjoint(_identity(path))]
 
-    Raises
-    ------
-    OutputError : it is, under whatever name.
-    """
-    for one in inputs if path.exists() else ():
-        if Path(one).exists() and path.samefile(one):
-            raise OutputError(
-                f"{path}: is a scan or label that this answer was made from; choose another place"
-            )
-    return path
+
+def _identity(path: Path) -> set[Any]:
+    """Return what a file has in common with its other names: where links lead, its inode."""
+    found: set[Any] = {path.resolve()}
+    if path.exists():
+        status = path.stat()
+        found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:

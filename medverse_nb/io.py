@@ -156,9 +156,18 @@ def _read_voxels(path: Path, affine: Any, name: str) -> xr.DataArray:
     return read_nifti(path, name)
 
 
+def nifti_files(folder: Path) -> list[Path]:
+    """Return the NIfTI files of a folder, sorted; hidden files are passed over."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
+    ]
+
+
 def _refuse_nifti_folder(path: Path) -> None:
     """Say what a folder holds instead, before a library for DICOM is asked for."""
-    files = [one for one in path.iterdir() if one.name.lower().endswith(NIFTI_SUFFIXES)]
+    files = nifti_files(path)
     if files and not holds_dicom(path):
         raise InputError(
             f"{path}: a folder with {len(files)} NIfTI files, where one scan is wanted: name one. "

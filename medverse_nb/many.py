@@ -13,6 +13,7 @@ import pandas as pd
 from .classes import Classes
 from .errors import ClusterError, InputError, MedverseError, OutputError
 from .evaluation.trust.score import EXPECTED
+from .files import found_among
 from .io import Source
 from .judge import TrustLevel
 from .prediction import Prediction
@@ -133,10 +134,9 @@ def _check(cases: Sequence[Case], out: Path | None) -> None:
     if out is None:
         return
     given = [source for case in cases for source in (case.image, case.truth)]
-    inputs = {Path(path).resolve() for path in given if isinstance(path, (str, os.PathLike))}
-    for name in names:
-        if (out / f"{name}.nii.gz").resolve() in inputs:
-            raise OutputError(f"{out}: {name}.nii.gz there is an input; choose another folder")
+    inputs = [path for path in given if isinstance(path, (str, os.PathLike))]
+    for path in found_among([out / f"{name}.nii.gz" for name in names], inputs):
+        raise OutputError(f"{out}: {path.name} there is an input; choose another folder")
 
 
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:

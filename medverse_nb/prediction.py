@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from .classes import ClassSpec, likeliest
 from .dicom_seg import write_dicom_seg
-from .errors import ContextError, InputError
+from .errors import ContextError, InputError, OutputError
 from .evaluation.records import records_of
 from .evaluation.trust.score import Trust
-from .files import check_no_input, check_writable, write_atomically
+from .files import check_writable, found_among, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
 from .inference.crops import cut
@@ -267,7 +267,10 @@ class Prediction:
         """
         as_dicom = Path(path).name.lower().endswith(".dcm")
         path = check_writable(Path(path)) if as_dicom else check_output(path)
-        check_no_input(path, self.inputs)
+        if found_among([path], self.inputs):
+            raise OutputError(
+                f"{path}: is a scan or label that this answer was made from; choose another place"
+            )
         sidecar = check_writable(path.with_name(stem_of(path) + ".json"))
         text = json.dumps(self.to_dict(), indent=2)
 
