@@ -247,5 +247,5 @@ def likeliest(probability: NDArray[Any], numbers: NDArray[np.integer]) -> NDArra
     numbers : (K,) of the classes; their dtype is the answer's.
     """
     chosen = numbers[probability.argmax(axis=0)]
-    chosen[probability.max(axis=0) <= 0.5] = 0
+    chosen[~(probability.max(axis=0) > 0.5)] = 0  # also where it is NaN
     return chosen

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from medverse_nb.classes import ClassSpec
-from medverse_nb.context import make_pair
 from medverse_nb.errors import Cancelled, InputError, WeightsError
 from medverse_nb.evaluation import baselines
 from medverse_nb.evaluation.baselines import (
@@ -30,6 +29,7 @@ from medverse_nb.geometry import Reorientation
 from medverse_nb.io import read_volume
 from medverse_nb.model.universeg import UniverSegNetwork
 from medverse_nb.model.weights import load_universeg
+from medverse_nb.pair import make_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,6 +156,20 @@ def test_a_trained_network_shares_its_seconds_among_classes_and_can_be_cancelled
     cancel.set()
     with pytest.raises(Cancelled):
         BASELINES["U-Net"]().predict(trial)
+
+
+def test_swin_unetr_trains_in_float32_whatever_the_machine_has(pairs, monkeypatch):
+    seen = []
+
+    def train(pairs, values, _seconds, **settings):
+        seen.append(settings["precision"])
+        return train_few_shot(pairs, values, 0, **settings)
+
+    monkeypatch.setattr(baselines.trained, "train_few_shot", train)
+    monkeypatch.setattr(baselines.trained, "choose_precision", lambda *_: "bfloat16")
+    for name in ("Swin UNETR", "U-Net"):
+        BASELINES[name]().fit(pairs, ONE_CLASS, 8)
+    assert seen == ["float32", "bfloat16"]
 
 
 def test_a_trained_network_is_fitted_once_and_answers_many(pairs, monkeypatch):

@@ -8,6 +8,7 @@ from medverse_nb.classes import (
     ClassSpec,
     ClassTable,
     drawn_classes,
+    likeliest,
     read_class_table,
     resolve_classes,
 )
@@ -202,3 +203,10 @@ def test_classes_of_a_mask_are_named_numbered_or_given():
 def test_classes_no_mask_can_have_are_refused(request_, told):
     with pytest.raises(InputError, match=told):
         drawn_classes(request_)
+
+
+def test_a_probability_that_is_not_a_number_is_no_class():
+    probability = np.array([[0.9, 0.5, np.nan, np.nan], [0.2, 0.1, np.nan, 0.9]])
+    found = likeliest(probability.reshape(2, 4, 1, 1), np.array([3, 5], np.uint8))
+    assert found.dtype == np.uint8
+    assert found.ravel().tolist() == [3, 0, 0, 0]

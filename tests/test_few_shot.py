@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from medverse_nb.context import make_pair
 from medverse_nb.errors import ContextError
 from medverse_nb.evaluation import few_shot
 from medverse_nb.evaluation.few_shot import at_spacing, make_network, train_few_shot
 from medverse_nb.evaluation.metrics import dice
+from medverse_nb.pair import make_pair
 from medverse_nb.placement import CanonicalVolume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,6 +71,25 @@ def test_the_seed_decides_the_network_and_no_global_generator_moves(pairs):
         not torch.equal(a, b)
         for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True)
     )
+
+
+def test_a_step_without_finite_gradients_is_passed_over(pairs, monkeypatch):
+    make, spoiled = make_network, []
+
+    def spoil(gradient):
+        spoiled.append(len(spoiled) == 1)
+        return gradient * float("nan") if spoiled[-1] else gradient
+
+    def make_spoiled(kind):
+        network = make(kind)
+        next(network.parameters()).register_hook(spoil)
+        return network
+
+    monkeypatch.setattr(few_shot, "make_network", make_spoiled)
+    trained = train_steps(pairs, 4)
+    assert len(spoiled) == 3
+    assert trained.steps == 2
+    assert all(p.isfinite().all() for p in trained.network.parameters())
 
 
 def test_a_class_that_no_pair_has_is_refused(pairs):

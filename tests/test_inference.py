@@ -551,3 +551,18 @@ def test_the_runner_answers_in_float32_under_autocast():
     assert exact.dtype == rounded.dtype == np.float32
     assert exact.shape == (1, 1, 8, 8, 8)
     assert 0 < np.abs(exact - rounded).max() < 0.02
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_is_an_error_with_a_remedy(value):
+    torch.manual_seed(0)
+    network = ICLNetwork(NetworkConfig(channels=(4, 4), window=8, output="sigmoid")).eval()
+    answer = torch.zeros(1, 1, 8, 8, 8)
+    answer[..., 3] = value
+    network.forward = lambda *_inputs, **_options: answer
+    target, image, label = draw_arrays((8, 8, 8), pairs=2)
+    crops = Crops(target[None], image[None], label[None, None], None)
+    with pytest.raises(InputError, match=r'64 voxels .* not finite; try precision="float32"$'):
+        WindowRunner(network, "bfloat16", None)(crops)
+    with pytest.raises(InputError, match=r"64 voxels .* not finite$"):
+        WindowRunner(network, "float32", None)(crops)

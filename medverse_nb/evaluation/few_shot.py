@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ..context import ContextPair
 from ..errors import ContextError
 from ..geometry import Grid, Shape
 from ..model.config import Precision
 from ..model.device import autocast
+from ..pair import ContextPair
 from ..placement import CanonicalVolume, place
 from ..regions import read
 from ..resampling import FloatArray
@@ -24,7 +24,7 @@ from ..training.rates import cosine, warm_up
 Kind = Literal["unet", "swin_unetr"]
 PATCHES: dict[Kind, int] = {"unet": 32, "swin_unetr": 64}  # sides in voxels; Swin halves five times
 BATCH_VOXELS = 4 * 32**3  # at least one patch
-PEAK_RATES: dict[Kind, float] = {"unet": 2e-3, "swin_unetr": 6e-4}  # at 2e-3 Swin marks everything
+PEAK_RATE = 2e-3
 WARM_UP_STEPS = 20
 
 
@@ -89,6 +89,8 @@ def train_few_shot(
 ) -> FewShotNetwork:
     """Train on patches of the pairs, half of them on the class, flipped and rescaled at random.
 
+    A step whose gradients are not finite is passed over.
+
     Parameters
     ----------
     values : label values of the class.
@@ -110,23 +112,29 @@ def train_few_shot(
         torch.manual_seed(seed)
         network = make_network(kind).train()
     loss_of = DiceCELoss(sigmoid=True)
-    optimizer = torch.optim.AdamW(network.parameters(), PEAK_RATES[kind])
+    optimizer = torch.optim.AdamW(network.parameters(), PEAK_RATE)
     generator = Generator().manual_seed(seed)
     started, steps = clock(), 0
     while (used := clock() - started) < seconds:
         if on_step:
             on_step()
-        rate = PEAK_RATES[kind] * warm_up(steps, WARM_UP_STEPS) * cosine(used / seconds)
+        rate = PEAK_RATE * warm_up(steps, WARM_UP_STEPS) * cosine(used / seconds)
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, labels = _draw_batch(cases, patch, generator)
         with autocast(precision, images.device):
             logits = network(images)
         loss_of(logits.float(), labels).backward()
-        optimizer.step()
+        if _has_finite_gradients(network):
+            optimizer.step()
+            steps += 1
         optimizer.zero_grad(set_to_none=True)
-        steps += 1
     return FewShotNetwork(network.eval(), patch, (x, y, z), precision, steps)
+
+
+def _has_finite_gradients(network: nn.Module) -> bool:
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def at_spacing(grid: Grid, spacing_mm: tuple[float, float, float], patch: int) -> Grid:

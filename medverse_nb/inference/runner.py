@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..model.config import Precision
 from ..model.device import autocast
 from ..model.network import ICLNetwork
@@ -38,7 +39,12 @@ class WindowRunner:
         self.turn = _turns.setdefault(model, threading.Lock())
 
     def __call__(self, crops: Crops) -> FloatArray:
-        """Predict (K, B, X, Y, Z); callers on other threads wait for their turn."""
+        """Predict (K, B, X, Y, Z); callers on other threads wait for their turn.
+
+        Raises
+        ------
+        InputError : an answer that is not finite.
+        """
         with self.turn, torch.inference_mode(), autocast(self.precision, self.device):
             target, images = self._tensor(crops.target)[:, None], self._tensor(crops.images)
             several = len(crops.labels) > 1
@@ -46,7 +52,13 @@ class WindowRunner:
             answers = [
                 self._ask(target, images, crops, k, features) for k in range(len(crops.labels))
             ]
-            return np.stack([answer.float().cpu().numpy() for answer in answers])
+            found = np.stack([answer.float().cpu().numpy() for answer in answers])
+        if bad := found.size - int(np.count_nonzero(np.isfinite(found))):
+            remedy = '; try precision="float32"' if self.precision != "float32" else ""
+            raise InputError(
+                f"the network answered {bad} voxels with values that are not finite{remedy}"
+            )
+        return found
 
     def _ask(
         self,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ...classes import ClassSpec
-from ...context import ContextPair
 from ...errors import InputError
 from ...model.device import choose_precision
+from ...pair import ContextPair
 from ...placement import CanonicalVolume
 from ...regions import read
 from ..few_shot import FewShotNetwork, Kind, train_few_shot
@@ -69,6 +69,9 @@ class Trained:
         ContextError : a class that no pair has.
         """
         precision = choose_precision("auto", torch.device("cpu"))
+        if self.kind == "swin_unetr":
+            # no slower there, and PyTorch 2.13 gave NaN gradients of its 2^3 voxels in bfloat16
+            precision = "float32"
         networks = [
             train_few_shot(
                 pairs,
