@@ -10,8 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medverse_nb.context import ContextPair
 from medverse_nb.evaluation.wrong_context import shuffle_labels
+from medverse_nb.pair import ContextPair
 from medverse_nb.volume import with_data
 
 SHIFT_VOX = 10

@@ -38,7 +38,6 @@ from torch import Tensor
 
 import medverse_nb as mv
 from medverse_nb.classes import ClassSpec
-from medverse_nb.context import ContextPair
 from medverse_nb.errors import ContextError
 from medverse_nb.evaluation.baselines import (
     Baseline,
@@ -54,6 +53,7 @@ from medverse_nb.evaluation.side_by_side import run_methods
 from medverse_nb.evaluation.similarity import Descriptor, choose, feature_descriptor
 from medverse_nb.inference.recipe import Settings
 from medverse_nb.model.network import ICLNetwork
+from medverse_nb.pair import ContextPair
 from medverse_nb.tuning import tune_on_pairs
 
 SPECS = (ClassSpec(1, "hippocampus", CLASSES["hippocampus"], (230, 159, 0)),)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from record import record
 
 import medverse_nb as mv
-from medverse_nb.context import find_pairs
 from medverse_nb.evaluation.baselines import Trained, Trial
+from medverse_nb.pair_folder import find_pairs
 
 CLASSES = {"hippocampus": (1, 2)}
 PAIRS_OF_A_MINUTE, SECONDS, UNET_SECONDS = 8, 60, 90

@@ -29,7 +29,6 @@ from record import record
 from torch import Generator
 
 import medverse_nb as mv
-from medverse_nb.context import ContextPair, find_pairs, make_pair
 from medverse_nb.evaluation.metrics import dice
 from medverse_nb.evaluation.trust.calibration import SUFFIX, Calibration, read_calibration
 from medverse_nb.evaluation.trust.coarse import Asker
@@ -52,6 +51,8 @@ from medverse_nb.inference.inputs import PairInputs
 from medverse_nb.inference.recipe import Settings
 from medverse_nb.model.registry import find_weights
 from medverse_nb.model.weights import weights_hash
+from medverse_nb.pair import ContextPair, make_pair
+from medverse_nb.pair_folder import find_pairs
 from medverse_nb.placement import CanonicalVolume
 from medverse_nb.regions import read
 from medverse_nb.tasks.fields import chance, integer

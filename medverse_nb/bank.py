@@ -32,12 +32,13 @@ from .bank_file import LARGEST_BANK, BankFile, BankWriter, open_bank_file, write
 from .bank_volumes import Check, StoredVolume, hash_voxels, store_volume
 from .checks import tell
 from .classes import ClassTable
-from .context import LARGEST_LABEL, Change, ChangeKind, ContextPair, ContextSet, Task
+from .context import Change, ChangeKind, ContextSet
 from .errors import ContextError, InputError, OutputError
 from .files import check_writable, in_words
 from .geometry import ALIGNS, Align, orientation_of, spacing_of
 from .json_fields import Fields
 from .model.config import PRECISIONS, Precision
+from .pair import LARGEST_LABEL, ContextPair, Task
 from .provenance import How, Provenance, now
 
 SUFFIX = ".mvctx"

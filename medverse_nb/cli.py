@@ -10,34 +10,38 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
+from .console import (
+    log_console,
+    out_console,
+    print_cases,
+    print_demo,
+    print_evaluation,
+    print_json,
+    print_report,
+    progress,
+    show_warning,
+    stop,
+    write_json,
+)
 from .errors import InputError, MedverseError, NotBuiltYet, missing_extra
 
 if TYPE_CHECKING:
     from .classes import Classes
     from .cohort import Plan
-    from .evaluation.doctor import Report
-    from .evaluation.evaluate import Evaluation
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="3D in-context learning for medical images. Research use only, not a medical device.",
 )  # fmt: skip
 INTERRUPTED = 130
-# No markup: file and class names are shown as they are.
-out_console = Console(markup=False, highlight=False, emoji=False)
-log_console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 Targets = Annotated[list[Path], typer.Argument(help="Scans, or folders of scans.")]
 IMAGES = typer.Option(help="Folder of labelled images (nnU-Net imagesTr).")
@@ -120,21 +124,9 @@ def demo(
 
     rows = run_demo(out, log_console.print)
     if as_json:
-        _print_json({"rows": rows, "out": str(out)})
+        print_json({"rows": rows, "out": str(out)})
         return
-    table = Table("target", "class", "Dice", "mean label", "seconds")
-    for row in rows:
-        table.add_row(
-            row["target"], row["class"], f"{row['dice']:.3f}",
-            f"{row['mean_label_dice']:.3f}", f"{row['seconds']:.1f}",
-        )  # fmt: skip
-    out_console.print(table)
-    out_console.print(
-        "mean label: the average of the pairs' labels, which looks at no image. Where organs lie "
-        "alike from one subject to the next, as in this phantom, it is hard to beat.",
-        soft_wrap=True,
-    )
-    out_console.print(f"written to {out}/: predictions, previews, manifest.json")
+    print_demo(rows, out)
 
 
 @app.command()
@@ -186,7 +178,7 @@ def predict(
         plan = plan_cohort(targets, images, labels, **sizes)
     if truths is not None:
         plan = with_truths(plan, truths)
-    with _started(workers) as client, _progress(len(plan.cases)) as advance:
+    with _started(workers) as client, progress(len(plan.cases)) as advance:
         if bank is not None:
             session = ICLSession.load(bank, model=model, device=device, client=client)
             for name in set(session.context.names) - set(plan.context):
@@ -211,11 +203,11 @@ def predict(
         raise typer.Exit(2)
     means = mean_scores(rows)
     summary = {"context": plan.context, "mean": means, "cases": rows}
-    _write_json(out / "predictions.json", summary)
+    write_json(out / "predictions.json", summary)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _print_cases(rows, means, out)
+        print_cases(rows, means, out)
     if failed:
         raise typer.Exit(1)
 
@@ -230,17 +222,19 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Ask the context doctor about a folder of pairs and, if given, a target."""
-    from .context import ContextSet, find_pairs, make_pairs
+    from .context import ContextSet
     from .evaluation.doctor import examine
     from .io import read_volume
+    from .pair import make_pairs
+    from .pair_folder import find_pairs
 
     context = ContextSet()
     context.add(*make_pairs(find_pairs(images, labels), task=task))
     report = examine(context.pairs, None if target is None else read_volume(target), align)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        _print_report(report, len(context))
+        print_report(report, len(context))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -253,7 +247,7 @@ def info(
     """Tell a volume's shape, spacing, orientation and intensities, or what is in a bank."""
     facts = _facts_of_bank(path) if path.suffix.lower() == ".mvctx" else _facts_of_volume(path)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     for key, value in facts.items():
         rows = value if isinstance(value, list) and isinstance((value or [0])[0], dict) else [value]
@@ -298,7 +292,7 @@ def models(as_json: Json = False) -> None:
 
     cards = available_models()
     if as_json:
-        _print_json(cards)
+        print_json(cards)
         return
     for card in cards:
         out_console.print(f"{card['name']}: {card['summary']}", style="bold")
@@ -371,7 +365,7 @@ def evaluate(
     wanted, numbers = parse_classes(classes), parse_sizes(sizes)
     cohort = Cohort.from_folder(images, labels)
     session = ICLSession(model, task=task, device=device, align=align)
-    with _progress(len(cohort.cases)) as advance:
+    with progress(len(cohort.cases)) as advance:
         found = evaluate_cohort(
             session.network, cohort, out, weights_sha256=session.weights_hash, task=task,
             classes=wanted, test=test, sizes=numbers, draws=draws, seed=seed,
@@ -388,9 +382,9 @@ def evaluate(
         raise typer.Exit(2)
     if as_json:
         summary = json.loads(found.summary.to_json(orient="records"))  # NaN becomes null
-        _print_json({"out": str(out), "left_out": found.left_out, "summary": summary})
+        print_json({"out": str(out), "left_out": found.left_out, "summary": summary})
     else:
-        _print_evaluation(found, out)
+        print_evaluation(found, out)
     if len(errors) or found.left_out:
         raise typer.Exit(1)
 
@@ -418,44 +412,24 @@ def serve_app(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of ours is one line and an exit code."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         code = app(arguments, standalone_mode=False)
     except NotBuiltYet as error:
-        _stop(str(error), 3)
+        stop(str(error), 3)
     except MedverseError as error:
-        _stop(str(error), 2)
+        stop(str(error), 2)
     except typer.BadParameter.__mro__[1] as error:  # type: ignore[misc]
         # typer has no name of its own for the error that all its usage errors come from.
         told = error.format_message()
         if not told:  # a command was wanted, and the help is shown
             sys.exit(2)
-        _stop(told, 2)
+        stop(told, 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        _stop("interrupted; finished cases are kept, nothing is half-written", INTERRUPTED)
+        stop("interrupted; finished cases are kept, nothing is half-written", INTERRUPTED)
     sys.exit(code)
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    log_console.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
-    sys.exit(code)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    log_console.print(Text.assemble(("warning: ", "yellow"), str(message)), soft_wrap=True)
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def _write_json(path: Path, value: object) -> None:
-    from .files import write_atomically
-
-    text = json.dumps(value, indent=2)
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _plan_with_bank(targets: list[Path], bank: Path, sizes: dict[str, Any]) -> Plan:
@@ -481,72 +455,3 @@ def _started(workers: int | None) -> Iterator[Any]:
     options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[str, int, int], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=log_console, transient=True) as bar:
-        shown = bar.add_task("", total=count)
-        yield lambda name, done, of: bar.update(shown, description=name, completed=done, total=of)
-
-
-def _print_cases(rows: list[dict[str, Any]], means: dict[str, dict[str, float]], out: Path) -> None:
-    lines = []
-    for row in rows:
-        scores = {score["class"]: score for score in row.get("score") or []}
-        trusts = {one["class"]: one for one in (row.get("trust") or {}).get("classes", [])}
-        for entry in row.get("statistics", []):
-            score, trust = scores.get(entry["class"], {}), trusts.get(entry["class"], {})
-            lines.append([
-                row["case"], entry["class"], f"{entry['millilitres']:.2f}",
-                _number(score.get("dice")), _number(trust.get("expected_dice")),
-                _number(score.get("mean_label_dice")), f"{row['seconds']:.1f}",
-            ])  # fmt: skip
-    headings = ("case", "class", "millilitres", "Dice", "expected", "mean label", "seconds")
-    filled = [n for n, cells in enumerate(zip(*lines, strict=True)) if any(cells)]
-    table = Table(*(headings[n] for n in filled))
-    for line in lines:
-        table.add_row(*(line[n] for n in filled))
-    out_console.print(table)
-    for name, mean in means.items():
-        told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in mean.items())
-        out_console.print(f"mean of {name}: {told}")
-    out_console.print(f"written to {out}/")
-
-
-def _print_evaluation(found: Evaluation, out: Path) -> None:
-    headings, drawn = found.measures.headings, found.measures.drawn
-    table = Table("class", "pairs", *headings.values())
-    for row in found.summary.to_dict("records"):
-        means = {column: f"{row[column]:.3f}" for column in headings}
-        means[drawn] += f" ± {row[f'{drawn}_std']:.3f}".removesuffix(" ± nan")
-        table.add_row(str(row["class"]), str(row["size"]), *means.values())
-    out_console.print(table)
-    counts = found.summary[["noted", "infinite", "errors"]].sum()
-    out_console.print(
-        f"{counts['noted']} rows with a note, {counts['infinite']} with an infinite score that its "
-        f"mean leaves out, {counts['errors']} errors that no mean contains", soft_wrap=True,
-    )  # fmt: skip
-    out_console.print(f"written to {out}/: rows.csv, summary.csv, curve.png", soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _print_report(report: Report, pairs: int) -> None:
-    out_console.print(f"{pairs} pairs")
-    if not report.findings:
-        out_console.print("nothing found: the context looks sound")
-        return
-    table = Table("severity", "code", "pair", "evidence", "remedy")
-    for finding in report.findings:
-        remedy = f"{finding.remedy} (done: {finding.done})" if finding.done else finding.remedy
-        table.add_row(finding.severity, finding.code, finding.pair, finding.evidence, remedy)
-    out_console.print(table)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .context import by_name, case_name, find_pairs, list_volumes
 from .dicom import holds_dicom
 from .errors import ContextError, InputError
 from .io import Source, name_of
 from .many import Case
+from .pair_folder import by_name, case_name, find_pairs, list_volumes
 from .zarr_volumes import is_zarr
 
 Sources = str | Path | Sequence[Source] | Mapping[str, Source]

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from .answer import make_image, make_probability
 from .classes import ClassSpec
-from .context import ContextSet, Task, content_hash, read_label
+from .context import ContextSet
 from .evaluation.scoring import score_image, score_mask
 from .geometry import Align
 from .inference.autoregressive import Step
 from .inference.inputs import PairInputs, Values
 from .intensity import IntensityScale, quantile_scale
 from .io import Source
+from .pair import Task, content_hash, read_label
 from .placement import CanonicalVolume
 from .prediction import Prediction, PredictionStep, recorded_steps
 from .regions import View

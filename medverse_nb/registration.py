@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import ContextPair
 from .errors import InputError, missing_extra
 from .files import in_words
 from .geometry import Align, Grid, Shape
+from .pair import ContextPair
 from .placement import CanonicalVolume, place
 from .regions import read
 from .resampling import FloatArray

@@ -13,22 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 import torch
 
+from .acceptance import accepted_pair
 from .bank import SavedSession, lasting_name, open_bank, write_bank
 from .bank_file import LARGEST_BANK
-from .checks import collected_warnings, tell
+from .checks import collected_warnings
 from .classes import Classes, ClassSpec, read_class_table, resolve_classes
 from .cohort import Sources, cases_of
 from .comparison import Comparison
-from .context import (
-    Change,
-    ContextPair,
-    ContextSet,
-    Task,
-    find_class_table,
-    find_pairs,
-    make_pair,
-    make_pairs,
-)
+from .context import Change, ContextSet
 from .errors import ContextError, InputError, WeightsError, missing_extra
 from .evaluation.answers import PredictFrom, predictor
 from .evaluation.baselines import Baseline, Trial, find_baselines
@@ -52,13 +44,14 @@ from .many import table_of as table_of_cases
 from .model.device import choose_device, choose_precision
 from .model.registry import find_weights, load_model
 from .model.weights import network_hash, weights_hash
+from .pair import ContextPair, Task, make_pair, make_pairs
+from .pair_folder import find_class_table, find_pairs
 from .prediction import Prediction
 from .progress import Progress, counting, in_seconds, reporting, shown
-from .provenance import accepted
 from .question import Question
 from .registration import Register, check_kind
 from .tuning import Tuning, tune_on_pairs
-from .volume import same_voxels, values_of, with_data
+from .volume import with_data
 
 if TYPE_CHECKING:
     from .inference.cluster import Cluster
@@ -612,29 +605,7 @@ class ICLSession:
         chosen = prediction or self.last
         if chosen is None:
             raise ContextError("nothing to accept: predict first")
-        label = chosen.answer if mask is None else mask
-        name = self.context.free_name(name_of(chosen.target))
-        pair = make_pair(chosen.target, label, name=name, task=self.task)
-        origin = accepted(
-            pair.provenance.image,
-            "prediction" if mask is None else pair.provenance.label,
-            target=str(chosen.target.name),
-            manifest=chosen.manifest,
-            corrected=mask is not None and not same_voxels(pair.label, chosen.answer),
-        )
-        pair = replace(pair, provenance=origin)
-        if chosen.image is None:
-            if not pair.values:
-                raise ContextError(
-                    f"nothing to accept: the mask of {chosen.target.name} is empty. Draw the "
-                    "structure first; a scan that truly lacks it is added with "
-                    "add_context(image, label)"
-                )
-            values = chosen.to_label_values(values_of(pair.label))
-            pair = replace(pair, label=with_data(pair.label, values, "label"))
-            self._tell_of_classes(chosen, name)
-        if twins := [one.name for one in self.context if one.image_hash == pair.image_hash]:
-            tell(f"{name}: this scan is in the context already, as {twins[0]}; undo() takes it out")
+        pair = accepted_pair(chosen, mask, self.context, self.task)
         self.context.add(pair)
         return pair
 
@@ -764,24 +735,6 @@ class ICLSession:
     def _check_context(self) -> None:
         if not len(self.context):
             raise ContextError("there are no context pairs; add_context a labelled pair first")
-
-    def _tell_of_classes(self, prediction: Prediction, name: str) -> None:
-        """Warn of what the new pair's label does not tell apart, and of what it leaves out."""
-        for spec in prediction.classes:
-            if len(spec.values) > 1:
-                values = " and ".join(map(str, spec.values))
-                tell(
-                    f"{name}: {values} were asked for as one, {spec.name}, and the new pair has "
-                    f"{spec.values[0]} for all of it; it is no example for one of them alone"
-                )
-        asked = {value for spec in prediction.classes for value in spec.values}
-        unasked = [value for value in self.context.values if value not in asked]
-        if unasked:
-            others = ", ".join(spec.name for spec in self.context.table.specs(unasked))
-            tell(
-                f"{name}: {others} was not asked for, and the new pair passes for an example "
-                "without it; predict all classes before accepting"
-            )
 
     def _ask(
         self, target: Source, classes: Classes, affine: Any, name: str | None = None

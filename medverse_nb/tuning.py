@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .context import ContextPair
 from .errors import ContextError, InputError, OutputError
 from .evaluation.leave_one_out import score_pairs
 from .files import check_writable, write_atomically
@@ -22,6 +21,7 @@ from .inference.recipe import Settings
 from .model.config import NetworkConfig
 from .model.network import ICLNetwork
 from .model.weights import save_network
+from .pair import ContextPair
 from .training.tuning import OnProgress, TunedNetwork, TuningTasks, tune_network
 
 CROP = 32  # voxels: many steps in small crops gain more in a minute than few in large ones

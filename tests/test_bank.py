@@ -20,11 +20,12 @@ import zarr
 
 from medverse_nb import ICLSession, affine_of, bank_file, read_volume, scratch, stored
 from medverse_nb.bank import open_bank
-from medverse_nb.context import ContextPair, ContextSet, make_pair
+from medverse_nb.context import ContextSet
 from medverse_nb.errors import InputError, MedverseError, OutputError, WeightsError
 from medverse_nb.geometry import Grid
 from medverse_nb.io import VolumeWarning
 from medverse_nb.model.weights import save_network
+from medverse_nb.pair import ContextPair, make_pair
 from medverse_nb.regions import read
 from medverse_nb.volume import make_volume, view_of
 

@@ -5,18 +5,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medverse_nb.context import (
-    ContextSet,
-    case_name,
-    content_hash,
-    find_class_table,
-    find_pairs,
-    list_volumes,
-    make_pair,
-)
+from medverse_nb.context import ContextSet
 from medverse_nb.errors import ContextError, InputError
 from medverse_nb.geometry import Grid
 from medverse_nb.io import VolumeWarning
+from medverse_nb.pair import content_hash, make_pair
+from medverse_nb.pair_folder import case_name, find_class_table, find_pairs, list_volumes
 from medverse_nb.regions import read
 from medverse_nb.volume import make_volume
 

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medverse_nb.context import make_pair
 from medverse_nb.evaluation.doctor import Finding, Report, examine
 from medverse_nb.io import VolumeWarning, read_volume
+from medverse_nb.pair import make_pair
 
 SHAPE = (10, 12, 8)
 

@@ -14,12 +14,13 @@ import pytest
 from matplotlib.image import imread
 from scipy import ndimage
 
-from medverse_nb.context import find_pairs, make_pair
 from medverse_nb.datasets import demo_cohort, phantom_cohort
 from medverse_nb.evaluation import doctor
 from medverse_nb.evaluation.doctor import Finding, Report, examine
 from medverse_nb.evaluation.doctor.report import MOST_PICTURES
 from medverse_nb.io import VolumeWarning, read_volume, write_volume
+from medverse_nb.pair import make_pair
+from medverse_nb.pair_folder import find_pairs
 
 ROOT = Path(__file__).parents[1]
 SIDE = 32

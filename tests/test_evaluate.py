@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from medverse_nb.context import make_pair
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation import evaluate as evaluate_module
 from medverse_nb.evaluation.evaluate import Cohort, evaluate
@@ -23,7 +23,9 @@ from medverse_nb.evaluation.scorers import ImageScorer, SegmentationScorer
 from medverse_nb.evaluation.summary import draw_curve, summarise
 from medverse_nb.inference import estimate
 from medverse_nb.intensity import quantile_scale
+from medverse_nb.model.network import ICLNetwork
 from medverse_nb.model.registry import load_model
+from medverse_nb.pair import make_pair
 
 SCORES = SegmentationScorer.measures
 NAMES = [f"case-{number}" for number in range(10)]
@@ -352,16 +354,14 @@ def test_a_window_that_cannot_fit_is_told_before_anything_is_read(ask, tmp_path,
 
 @pytest.mark.parametrize("task", ["segmentation", "image"])
 def test_an_answer_that_is_not_finite_is_an_error(ask, ask_image, monkeypatch, task):
-    def broken(wanted):
-        answer = np.ones((len(wanted), *SHAPE), np.float32)
-        answer[0, 0, 0, :3] = np.nan
+    def broken(_network, target, *_inputs, **_options):
+        answer = torch.ones_like(target)
+        answer[..., :3] = torch.nan
         return answer
 
-    answer_with(monkeypatch, broken)
+    monkeypatch.setattr(ICLNetwork, "forward", broken)
     found = (ask_image if task == "image" else ask)()
-    assert (
-        found.rows["error"] == "the network answered 3 voxels with values that are not finite"
-    ).all()
+    assert found.rows["error"].str.contains("voxels with values that are not finite").all()
     assert found.summary["errors"].sum() == len(found.rows)
     assert found.summary[found.measures.drawn].isna().all()
 

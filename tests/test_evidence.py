@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from medverse_nb.context import make_pair
 from medverse_nb.errors import ContextError
 from medverse_nb.evaluation.baselines import Outcome
 from medverse_nb.io import read_volume
+from medverse_nb.pair import make_pair
 
 SHAPE = (24, 6, 5)
 CASES = ["case-0", "case-1", "case-2"]

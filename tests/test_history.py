@@ -10,8 +10,9 @@ import pytest
 
 from medverse_nb import read_volume
 from medverse_nb.classes import ClassTable
-from medverse_nb.context import MOST_CHANGES, ContextSet, make_pair
+from medverse_nb.context import MOST_CHANGES, ContextSet
 from medverse_nb.errors import ContextError
+from medverse_nb.pair import make_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STRAIGHT = np.diag([1.5, 2.0, 1.0, 1.0])

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medverse_nb.context import make_pair
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation.answers import MEANING
 from medverse_nb.evaluation.baselines import mean_label
 from medverse_nb.evaluation.how_many import Draws, draw_contexts, how_many, measure_draws
 from medverse_nb.geometry import Grid
+from medverse_nb.pair import make_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,7 +3,6 @@ import threading
 import numpy as np
 import pytest
 
-from medverse_nb.context import make_pair
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation.answers import predictor
 from medverse_nb.evaluation.baselines import mean_label
@@ -12,6 +11,7 @@ from medverse_nb.geometry import Grid
 from medverse_nb.inference.recipe import Settings
 from medverse_nb.io import read_volume
 from medverse_nb.model.registry import load_model
+from medverse_nb.pair import make_pair
 from medverse_nb.regions import read
 
 pytestmark = pytest.mark.usefixtures("one_thread")

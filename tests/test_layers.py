@@ -23,7 +23,7 @@ LAYERS = (
     {"stored"},
     {"scratch", "nifti", "npy", "zarr_volumes"},
     {"io"},
-    {"classes", "placement", "provenance", "context"},
+    {"classes", "placement", "provenance", "pair", "pair_folder", "context"},
     {"registration"},
     {"model"},
     {"inference"},
@@ -32,6 +32,7 @@ LAYERS = (
     {"evaluation"},
     {
         "session",
+        "acceptance",
         "cohort",
         "question",
         "prediction",
@@ -48,7 +49,7 @@ LAYERS = (
         "judge",
     },
     {"ui"},
-    {"cli", "app", "demo", "__main__"},
+    {"cli", "console", "app", "demo", "__main__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 MAY_SHOW = {  # the one exception: these modules import `ui` inside functions

@@ -7,11 +7,11 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
 import medverse_nb as mv
-from medverse_nb.context import make_pair
 from medverse_nb.errors import InputError
 from medverse_nb.evaluation.baselines import mean_label
 from medverse_nb.evaluation.metrics import dice, hd95, psnr, ssim, surface_dice
 from medverse_nb.geometry import Grid
+from medverse_nb.pair import make_pair
 
 SHAPE = (4, 4, 4)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from medverse_nb import regions
-from medverse_nb.context import ContextPair, make_pair
 from medverse_nb.errors import ContextError, InputError
 from medverse_nb.evaluation.similarity import (
     DESCRIPTORS,
@@ -17,6 +16,7 @@ from medverse_nb.evaluation.similarity import (
 from medverse_nb.geometry import Grid, Reorientation
 from medverse_nb.io import read_volume
 from medverse_nb.model.registry import load_model
+from medverse_nb.pair import ContextPair, make_pair
 from medverse_nb.resampling import resize
 from medverse_nb.views import as_dask
 from medverse_nb.volume import make_volume

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, nn
 
 from medverse_nb import ICLSession
-from medverse_nb.context import ContextSet, make_pair
+from medverse_nb.context import ContextSet
 from medverse_nb.errors import Cancelled, InputError, WeightsError
 from medverse_nb.evaluation.metrics import dice
 from medverse_nb.evaluation.trust.calibration import (
@@ -27,6 +27,7 @@ from medverse_nb.evaluation.trust.trials import BREAKS, FOREGROUND, draw_trial
 from medverse_nb.evaluation.wrong_context import shuffle_labels
 from medverse_nb.inference.autoregressive import run
 from medverse_nb.model.config import NetworkConfig
+from medverse_nb.pair import make_pair
 from medverse_nb.tasks.scenes import ShapeSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,13 +8,13 @@ import torch
 from torch import Generator
 
 import medverse_nb as mv
-from medverse_nb.context import make_pair
 from medverse_nb.errors import ContextError, InputError, OutputError
 from medverse_nb.evaluation.trust.calibration import Calibration
 from medverse_nb.inference.schedule import scale_shape
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.network import ICLNetwork
 from medverse_nb.model.weights import read_notes, save_network, weights_hash
+from medverse_nb.pair import make_pair
 from medverse_nb.resampling import resize
 from medverse_nb.training import tuning
 from medverse_nb.training.tuning import TuningTasks, tune_network

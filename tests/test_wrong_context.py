@@ -3,11 +3,11 @@ import threading
 import numpy as np
 import pytest
 
-from medverse_nb.context import ContextPair, make_pair
 from medverse_nb.errors import Cancelled, ContextError, InputError
 from medverse_nb.evaluation.baselines import mean_label
 from medverse_nb.evaluation.wrong_context import shuffle_labels, swap_labels, wrong_context
 from medverse_nb.geometry import Grid
+from medverse_nb.pair import ContextPair, make_pair
 from medverse_nb.regions import read
 from medverse_nb.views import as_dask
 from medverse_nb.volume import make_volume

@@ -12,13 +12,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial.distance import braycurtis
 
-from ..context import ContextPair, Task
 from ..errors import Cancelled, ContextError, InputError
 from ..geometry import Align
 from ..inference.autoregressive import OnProgress, run
 from ..inference.inputs import PairInputs, Values
 from ..inference.recipe import Settings
 from ..model.network import ICLNetwork
+from ..pair import ContextPair, Task
 from ..placement import CanonicalVolume
 from ..regions import read
 from ..views import clipped

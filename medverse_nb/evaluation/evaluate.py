@@ -10,20 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ..checks import VolumeWarning
 from ..classes import Classes, ClassTable
-from ..context import ContextPair, Task, find_class_table, find_pairs, make_pair
-from ..errors import InputError, MedverseError, OutputError
+from ..errors import MedverseError, OutputError
 from ..files import check_writable
 from ..geometry import Align
 from ..inference.estimate import check_memory
 from ..inference.recipe import Settings, choose_recipe
 from ..io import Source
 from ..model.network import ICLNetwork
+from ..pair import ContextPair, Task, make_pair
+from ..pair_folder import find_class_table, find_pairs
 from .answers import OnPrediction, predictor
 from .protocol import DRAWS, Context, Draws, draw_orders, split_cohort
 from .result_folder import ASKED, Key, ResultFolder, Row
@@ -250,7 +250,7 @@ class Runner:
     def _predict(
         self, target: ContextPair, pairs: Sequence[ContextPair], questions: Sequence[Asked]
     ) -> dict[Asked, NDArray[Any]]:
-        """Return the network's answer (X, Y, Z) to each question, in [0, 1] and finite."""
+        """Return the network's answer (X, Y, Z) to each question, in [0, 1]."""
         if not questions:
             return {}
         predict = predictor(
@@ -260,7 +260,4 @@ class Runner:
             align=self.align,
             settings=self.settings,
         )
-        answers = predict(pairs)
-        if bad := answers.size - int(np.count_nonzero(np.isfinite(answers))):
-            raise InputError(f"the network answered {bad} voxels with values that are not finite")
-        return dict(zip(questions, answers, strict=True))
+        return dict(zip(questions, predict(pairs), strict=True))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..context import ContextPair
 from ..errors import ContextError, InputError
+from ..pair import ContextPair
 from .answers import Answer, Asking, Measure, OnPrediction, PredictFrom, check_pairs
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..context import ContextPair
 from ..errors import ContextError
+from ..pair import ContextPair
 from .answers import Answer, Asking, OnPrediction, PredictFrom, check_pairs
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..context import ContextPair
 from ..geometry import Align
 from ..inference.autoregressive import run
 from ..inference.inputs import PairInputs
 from ..inference.recipe import Settings
 from ..model.network import ICLNetwork
+from ..pair import ContextPair
 from ..regions import read
 from .metrics import dice, psnr
 

@@ -12,11 +12,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..classes import Classes, ClassTable, resolve_classes
-from ..context import ContextPair, Task
 from ..errors import InputError
 from ..geometry import Align
 from ..inference.inputs import Values
 from ..intensity import quantile_scale
+from ..pair import ContextPair, Task
 from ..placement import CanonicalVolume
 from ..volume import grid_of, values_of
 from .answers import Answer

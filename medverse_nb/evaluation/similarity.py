@@ -18,10 +18,10 @@ from scipy import ndimage
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from ..context import ContextPair
 from ..errors import ContextError, InputError
 from ..geometry import Align, Grid
 from ..model.network import ICLNetwork
+from ..pair import ContextPair
 from ..placement import CanonicalVolume, place
 from ..regions import View
 from ..resampling import FloatArray, resize

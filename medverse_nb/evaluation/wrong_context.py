@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..context import ContextPair
 from ..errors import ContextError, InputError
+from ..pair import ContextPair
 from ..stored import LAZY_CHUNK
 from ..views import as_dask, mapped
 from ..volume import view_of, with_data

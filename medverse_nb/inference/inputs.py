@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..context import ContextPair
 from ..geometry import Align, Grid, Shape
+from ..pair import ContextPair
 from ..regions import View
 from ..views import Padded, Part, resized
 from .recipe import Recipe

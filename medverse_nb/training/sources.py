@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from ..context import find_pairs, list_volumes, make_pair
 from ..errors import InputError, MedverseError
 from ..geometry import Grid
 from ..io import VolumeWarning
+from ..pair import make_pair
+from ..pair_folder import find_pairs, list_volumes
 from ..resampling import resample_affine
 from ..tasks.fields import integer, uniform
 from ..tasks.labelmaps import gather_nearest, read_head_map, share_numbering

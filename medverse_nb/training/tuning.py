@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..context import ContextPair
 from ..geometry import Align, Grid, Shape
 from ..inference.inputs import Values
 from ..inference.schedule import scale_count, scale_shape
 from ..model.config import Precision
 from ..model.network import ICLNetwork
+from ..pair import ContextPair
 from ..regions import Region, read
 from ..resampling import FloatArray
 from ..tasks.draw import TaskDraw, imitate_coarser_scale

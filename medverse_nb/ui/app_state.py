@@ -22,11 +22,12 @@ from ..bank import open_bank
 from ..bank_file import LARGEST_BANK
 from ..checks import VolumeWarning, collected_warnings
 from ..classes import ClassSpec, ClassTable, read_class_table
-from ..context import find_pairs, make_pair, make_pairs
 from ..errors import ContextError, InputError, MedverseError, OutputError, first_line
 from ..evaluation.doctor import Report
 from ..io import name_of, read_volume, stem_of
 from ..judge import TrustLevel
+from ..pair import make_pair, make_pairs
+from ..pair_folder import find_pairs
 from ..prediction import Prediction
 from ..progress import Progress
 from ..session import ICLSession

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..classes import ClassSpec
-from ..context import ContextPair
+from ..pair import ContextPair
 from ..volume import grid_of
 from .display import LARGEST_SHOWN, Display
 from .layers import grey_layer, label_layer

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.image import imsave
 from scipy import ndimage
 
-from ..context import ContextPair
+from ..pair import ContextPair
 from ..volume import grid_of
 from .display import Display
 from .gallery import AXIAL, SHOWN_VOXELS, square_pixels

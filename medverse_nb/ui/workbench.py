@@ -13,7 +13,6 @@ import traitlets
 import xarray as xr
 
 from ..classes import Classes, ClassSpec
-from ..context import ContextPair
 from ..errors import ContextError, InputError
 from ..evaluation.answers import Answer, PredictFrom
 from ..evaluation.how_many import draw_contexts, how_many
@@ -21,6 +20,7 @@ from ..evaluation.influence import influence
 from ..evaluation.similarity import DESCRIPTORS, feature_descriptor, similarity
 from ..evaluation.wrong_context import shuffle_labels, swap_labels, wrong_context
 from ..io import Source, read_volume
+from ..pair import ContextPair
 from ..progress import Progress
 from ..question import Question
 from ..volume import grid_of, with_data

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...context import ContextPair
 from ...geometry import Align, Grid
+from ...pair import ContextPair
 from ...regions import read
 from ...resampling import FloatArray
 from .protocol import Outcome, Trial

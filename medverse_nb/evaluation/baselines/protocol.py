@@ -13,9 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...classes import ClassSpec, likeliest
-from ...context import ContextPair
 from ...errors import Cancelled
 from ...geometry import Align
+from ...pair import ContextPair
 from ...placement import CanonicalVolume
 from ...resampling import FloatArray
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...context import ContextPair
+from ...pair import ContextPair
 from ...regions import read
 from ...registration import Kind, Warp, register, require_simpleitk
 from ...resampling import FloatArray

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import xarray as xr
 
-from ...context import ContextPair
 from ...geometry import Align
+from ...pair import ContextPair
 from . import agreement, copies, fit, headers, images, labels
 from .exam import Exam
 from .report import Finding, Report

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ...context import ContextPair
+from ...pair import ContextPair
 from ...placement import CanonicalVolume
 from .exam import Exam, Foreground
 from .report import Finding

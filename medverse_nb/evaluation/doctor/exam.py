@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...context import ContextPair, content_hash
 from ...geometry import Align, Grid
 from ...intensity import IntensityScale, quantile_scale
+from ...pair import ContextPair, content_hash
 from ...placement import CanonicalVolume
 from ...regions import Region, View, bounds_of, slabs
 from ...resampling import FloatArray, resize

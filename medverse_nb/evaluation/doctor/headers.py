@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import xarray as xr
 
-from ...context import LABEL_GRID_CHANGE
 from ...geometry import Affine, Shape, check_affine, orientation_of, spacing_of
+from ...pair import LABEL_GRID_CHANGE
 from .exam import Exam
 from .report import Finding
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from ...context import ContextPair
+from ...pair import ContextPair
 from ...regions import Region
 from ...resampling import FloatArray, resize
 from ...views import mapped

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Literal
 
-from ...context import ContextPair
+from ...pair import ContextPair
 
 Severity = Literal["error", "warning", "note"]
 SOUND = "nothing found: the context looks sound"

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...context import ContextPair
 from ...geometry import Align, Grid
 from ...inference.autoregressive import run
 from ...inference.inputs import PairInputs, Values
 from ...inference.recipe import Settings
 from ...model.network import ICLNetwork
+from ...pair import ContextPair
 from ...placement import CanonicalVolume
 from ...regions import View, read
 from ...resampling import FloatArray

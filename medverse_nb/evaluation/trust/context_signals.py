@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ...context import ContextPair
+from ...pair import ContextPair
 from ..doctor.exam import find_foreground
 from ..doctor.labels import FEWEST_VOXELS, edge_agreement
 from ..metrics import dice

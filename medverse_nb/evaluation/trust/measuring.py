@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import comb
 from typing import Literal
 
-from ...context import ContextPair
+from ...pair import ContextPair
 from ...placement import CanonicalVolume
 from ...regions import View
 from ...resampling import FloatArray

@@ -8,7 +8,7 @@ from math import comb
 
 import numpy as np
 
-from ...context import ContextPair, make_pair
+from ...pair import ContextPair, make_pair
 from ...regions import View
 from ...resampling import FloatArray
 from ...volume import make_volume

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Generator, Tensor
 
-from ...context import ContextPair, make_pair
+from ...pair import ContextPair, make_pair
 from ...tasks.anatomy import allowed_foreground, draw_foreground
 from ...tasks.enhancement import add_bias_field, add_gaussian_noise
 from ...tasks.fields import blur, chance, integer, smooth_field, uniform
