@@ -32,6 +32,7 @@ import xarray as xr
 from kept_rows import KeptRows, Row
 from numpy.typing import NDArray
 from record import RESULTS, record
+from torch import Tensor
 
 import medverse_nb as mv
 from medverse_nb import stored
@@ -46,6 +47,7 @@ from medverse_nb.inference.runner import WindowRunner
 from medverse_nb.inference.schedule import scale_count
 from medverse_nb.inference.storage import MemoryStore
 from medverse_nb.inference.windows import Window, plan_windows
+from medverse_nb.model.network import Pairs
 from medverse_nb.placement import CanonicalVolume
 from medverse_nb.regions import View, read
 from medverse_nb.resampling import FloatArray
@@ -380,7 +382,7 @@ def measure_peak(args: argparse.Namespace) -> None:
     os.environ[VARIABLE] = str(args.folder)
     session = mv.ICLSession()
     if not args.real:
-        session.network.forward = lambda target, *_args, **_options: target
+        session.network.forward = take_all
     written = 0
     while path_of(args.folder, shape, "image", written + 1).exists():
         written += 1
@@ -401,6 +403,13 @@ def measure_peak(args: argparse.Namespace) -> None:
         "peak_mb": round(peak_mb()),
     }
     print(json.dumps(row))
+
+
+def take_all(target: Tensor, images: Pairs, labels: Pairs, *_: Any, **__: Any) -> Tensor:
+    """Answer the target, after every pair was taken as a network takes it, one at a time."""
+    for part in map(slice, range(images.shape[1]), range(1, images.shape[1] + 1)):
+        torch.cat([images[:, part], labels[:, part]], dim=2)
+    return target
 
 
 def peak_mb() -> float:
@@ -525,40 +534,46 @@ def predict_whole(network: Any, inputs: PairInputs, settings: Settings) -> Float
             image, answers = feedback
             larger = [read(clipped(recipe.resize(answer, shape))) for answer in answers]
             feedback = read(recipe.resize(image, shape)), np.stack(larger)
-        whole = Crops(
-            read(inputs.target(shape)),
-            np.stack([read(view) for view in inputs.images(shape)]),
-            np.stack([[read(view) for view in views] for views in inputs.labels(shape)]),
-            feedback,
-        )
+        target = read(inputs.target(shape))
+        images = np.stack([read(view) for view in inputs.images(shape)])
+        labels = np.stack([[read(view) for view in views] for views in inputs.labels(shape)])
         windows = plan_windows(shape, recipe.window, settings.overlap)
-        answers = blend_whole(runner, windows, whole)
-        feedback = whole.target, answers
+        answers = blend_whole(runner, windows, target, images, labels, feedback)
+        feedback = target, answers
     return answers
 
 
-def blend_whole(runner: WindowRunner, windows: Sequence[Window], whole: Crops) -> FloatArray:
+def blend_whole(
+    runner: WindowRunner,
+    windows: Sequence[Window],
+    target: FloatArray,
+    images: FloatArray,
+    labels: FloatArray,
+    feedback: tuple[FloatArray, FloatArray] | None,
+) -> FloatArray:
     """Return the Gaussian mean of all windows' answers, in float64 on whole arrays (K, X, Y, Z).
 
-    whole : as crops, of the whole volume and without the axis of windows.
+    target, images, labels, feedback : (X, Y, Z), (L, X, Y, Z), (K, L, X, Y, Z), and, fed back,
+        (X, Y, Z) and (K, X, Y, Z).
     """
-    shape, sides = whole.target.shape, windows[0].sides
+    shape, sides = target.shape, windows[0].sides
     margins = [(0, max(0, side - n)) for n, side in zip(shape, sides, strict=True)]
 
     def pad(volumes: FloatArray) -> FloatArray:
         return np.pad(volumes, [(0, 0)] * (volumes.ndim - 3) + margins)
 
-    target, images, labels = pad(whole.target), pad(whole.images), pad(whole.labels)
-    fed = whole.feedback and [pad(volumes) for volumes in whole.feedback]
+    target, images, labels = pad(target), pad(images), pad(labels)
+    fed = feedback and [pad(volumes) for volumes in feedback]
     total, weight = np.zeros((len(labels), *target.shape)), np.zeros(target.shape)
     offsets = [(np.arange(n) - (n - 1) / 2) / (SIGMA_SHARE * n) for n in sides]
     squares = sum(offset**2 for offset in np.meshgrid(*offsets, indexing="ij"))
     gaussian = np.maximum(np.exp(-0.5 * squares), SMALLEST_WEIGHT)
     for window in windows:
         box = (..., *window.region)
-        feedback = fed and (fed[0][box][None], fed[1][box][:, None])
-        crops = Crops(target[box][None], images[box][None], labels[box][:, None], feedback)
-        total[box] += gaussian * runner(crops)[:, 0]
+        context = [(images[box][None], label[box][None]) for label in labels]
+        coarser = fed and (fed[0][box][None], fed[1][box][:, None])
+        answers = runner(Crops(target[box][None], context, coarser))
+        total[box] += gaussian * answers[:, 0]
         weight[box] += gaussian
     x, y, z = shape
     return (total / weight)[:, :x, :y, :z]

@@ -273,17 +273,18 @@ def draw_crops(sides: Shape, rng: np.random.Generator) -> Crops:
     """Return a window of noise: a target, one pair and one fed back."""
     noise = rng.random((5, 1, *sides), dtype=np.float32)
     target, image, label, fed_image, fed_label = noise
-    return Crops(target, image[None], label[None, None].round(), (fed_image, fed_label[None]))
+    return Crops(target, [(image[None], label[None].round())], (fed_image, fed_label[None]))
 
 
 @torch.inference_mode()
 def theirs(network: ICLNetwork, crops: Crops) -> FloatArray:
     """Predict (1, 1, X, Y, Z), one question on one window, as `WindowRunner` gives it."""
     assert crops.feedback is not None
-    volumes = [crops.target, crops.images[0], crops.labels[0, 0], crops.feedback[0]]
+    ((image, label),) = crops.context
+    volumes = [crops.target, image[0], label[0], crops.feedback[0]]
     stack = torch.from_numpy(np.concatenate([*volumes, crops.feedback[1][0]]))[None]
     with released_operations():
-        answer = predict_stack(network, stack.to(network_device(network)), crops.images.shape[1])
+        answer = predict_stack(network, stack.to(network_device(network)), image.shape[1])
     result: FloatArray = answer.cpu().numpy()
     return result
 

@@ -24,8 +24,7 @@ from .evaluation.trust.score import Trust
 from .files import check_writable, found_among, write_atomically
 from .geometry import Grid
 from .inference.autoregressive import Step
-from .inference.crops import cut
-from .inference.windows import Window
+from .inference.windows import Window, cut
 from .io import check_output, stem_of, write_volume
 from .regions import View, read, slabs
 from .stored import LAZY_CHUNK, is_large

@@ -1,5 +1,6 @@
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import dask.array as da
@@ -545,12 +546,25 @@ def test_the_runner_answers_in_float32_under_autocast():
     torch.manual_seed(0)
     network = ICLNetwork(NetworkConfig(channels=(4, 4), window=8, output="sigmoid")).eval()
     target, image, label = draw_arrays((8, 8, 8), pairs=2)
-    crops = Crops(target[None], image[None], label[None, None], None)
+    crops = Crops(target[None], [(image[None], label[None])], None)
     exact = WindowRunner(network, "float32", None)(crops)
     rounded = WindowRunner(network, "bfloat16", 1)(crops)
     assert exact.dtype == rounded.dtype == np.float32
     assert exact.shape == (1, 1, 8, 8, 8)
     assert 0 < np.abs(exact - rounded).max() < 0.02
+
+
+def test_the_network_runs_on_as_many_threads_whoever_calls(one_thread):
+    """PyTorch's number is of the thread that sets it: one that has run before keeps its own."""
+    seen = []
+    network = Stub(lambda a: seen.append(torch.get_num_threads()) or a.target)
+    target, image, label = draw_arrays((8, 8, 8), pairs=2)
+    crops = Crops(target[None], [(image[None], label[None])], None)
+    with ThreadPoolExecutor(1) as pool:
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            pool.submit(WindowRunner(network, "float32", None), crops).result()
+    assert seen == [2, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -561,7 +575,7 @@ def test_an_answer_that_is_not_finite_is_an_error_with_a_remedy(value):
     answer[..., 3] = value
     network.forward = lambda *_inputs, **_options: answer
     target, image, label = draw_arrays((8, 8, 8), pairs=2)
-    crops = Crops(target[None], image[None], label[None, None], None)
+    crops = Crops(target[None], [(image[None], label[None])], None)
     with pytest.raises(InputError, match=r'64 voxels .* not finite; try precision="float32"$'):
         WindowRunner(network, "bfloat16", None)(crops)
     with pytest.raises(InputError, match=r"64 voxels .* not finite$"):

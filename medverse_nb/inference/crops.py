@@ -7,33 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from ..geometry import Shape
 from ..model.memory import release_memory
 from ..regions import View, read
 from ..resampling import FloatArray
 from ..scratch import set_aside
-from ..views import crop
-from .windows import Window
+from .read_ahead import CropsAhead, ReadAhead
+from .windows import Window, cut, cut_all
 
 LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept in memory
 LARGEST_COARSE = 2**25  # of a coarser scale's; more is read once into scratch files
-
-
-def cut(view: View, windows: Sequence[Window]) -> FloatArray:
-    """Return the voxels of B windows (B, *sides), zero beyond the volume's end."""
-    return np.stack([crop(view, window.start, window.sides) for window in windows])
-
-
-def cut_all(views: Sequence[View], windows: Sequence[Window], axis: int = 0) -> FloatArray:
-    """Return the voxels of B windows of several volumes, which are counted along `axis`."""
-    shape = [len(windows), *windows[0].sides]
-    shape.insert(axis, len(views))
-    crops = np.empty(shape, np.float32)  # not a list to stack: many pairs would be held twice
-    for crop_of_view, view in zip(np.moveaxis(crops, axis, 0), views, strict=True):
-        crop_of_view[...] = cut(view, windows)
-    return crops
+LARGEST_READ = 2**23  # of a batch's context images, or labels, that are read before they are used
 
 
 class Place(StrEnum):
@@ -109,26 +93,46 @@ class ScaleVolumes:
         )
 
 
+PairCrops = FloatArray | CropsAhead  # (B, L, X, Y, Z)
+
+
 @dataclass(frozen=True)
 class Crops:
-    """The crops of a batch of B windows: target (B, X, Y, Z), images (B, L, X, Y, Z), labels
-    (K, B, L, X, Y, Z) and, fed back, an image (B, X, Y, Z) and predictions (K, B, X, Y, Z)."""
+    """The crops of a batch of B windows: target (B, X, Y, Z), for each of K questions images and
+    labels (B, L, X, Y, Z), and, fed back, an image (B, X, Y, Z) and predictions (K, B, X, Y, Z)."""
 
     target: FloatArray
-    images: FloatArray
-    labels: FloatArray
+    context: Sequence[tuple[PairCrops, PairCrops]]
     feedback: tuple[FloatArray, FloatArray] | None
 
     @classmethod
     def read(cls, volumes: ScaleVolumes, windows: Sequence[Window]) -> Crops:
-        """Read a batch of windows; what lies beyond a volume's end is zero."""
-        fed = volumes.feedback
-        every_label = [view for views in volumes.labels for view in views]
-        labels = cut_all(every_label, windows, axis=1)
-        questions = (len(windows), len(volumes.labels), len(volumes.images))
-        return cls(
-            cut(volumes.target, windows),
-            cut_all(volumes.images, windows, axis=1),
-            np.moveaxis(labels.reshape(*questions, *windows[0].sides), 1, 0),
-            fed and (cut(fed[0], windows), cut_all(fed[1], windows)),
-        )
+        """Read a batch of windows; what lies beyond a volume's end is zero.
+
+        A context of more than `LARGEST_READ` is read while it is used.
+        """
+        target, fed = cut(volumes.target, windows), volumes.feedback
+        feedback = fed and (cut(fed[0], windows), cut_all(fed[1], windows))
+        return cls(target, read_context(volumes, windows), feedback)
+
+
+def read_context(
+    volumes: ScaleVolumes, windows: Sequence[Window]
+) -> list[tuple[PairCrops, PairCrops]]:
+    """Return images and labels of each question, or what reads them when they are taken."""
+    one = volume_bytes(len(windows), windows[0].sides)
+    most = max(1, LARGEST_READ // one)
+    pairs, questions = len(volumes.images), len(volumes.labels)
+
+    images: Sequence[PairCrops]
+    if pairs > most:
+        images = ReadAhead([volumes.images] * questions, windows, most).questions
+    else:
+        images = [cut_all(volumes.images, windows, axis=1)] * questions
+
+    labels: Sequence[PairCrops]
+    if pairs * questions > most:
+        labels = ReadAhead(volumes.labels, windows, most).questions
+    else:
+        labels = [cut_all(views, windows, axis=1) for views in volumes.labels]
+    return list(zip(images, labels, strict=True))

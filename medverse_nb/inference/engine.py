@@ -22,10 +22,10 @@ from ..model.memory import release_memory
 from ..regions import Region
 from ..resampling import FloatArray
 from .blending import blend
-from .crops import Crops, ScaleVolumes, cut_all
+from .crops import Crops, ScaleVolumes
 from .runner import WindowRunner
 from .storage import Store
-from .windows import Window
+from .windows import Window, cut_all
 
 EMPTY_BELOW = 0.1  # probability: where a coarser scale has less everywhere, nothing is
 WINDOWS_A_CHUNK = 2  # along each axis

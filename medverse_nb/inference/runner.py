@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -13,9 +15,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.config import Precision
 from ..model.device import autocast
-from ..model.network import ICLNetwork
+from ..model.network import ICLNetwork, Pairs
 from ..resampling import FloatArray
-from .crops import Crops
+from .crops import Crops, PairCrops
+from .read_ahead import CropsAhead
 
 _turns: WeakKeyDictionary[ICLNetwork, threading.Lock] = WeakKeyDictionary()
 _names: WeakKeyDictionary[ICLNetwork, str] = WeakKeyDictionary()
@@ -36,6 +39,7 @@ class WindowRunner:
         self.device = next(model.parameters()).device
         self.precision = precision
         self.mini_context_size = mini_context_size
+        self.threads = torch.get_num_threads()
         self.turn = _turns.setdefault(model, threading.Lock())
 
     def __call__(self, crops: Crops) -> FloatArray:
@@ -45,13 +49,14 @@ class WindowRunner:
         ------
         InputError : an answer that is not finite.
         """
+        if torch.get_num_threads() != self.threads:  # a pool's thread keeps those it began with
+            torch.set_num_threads(self.threads)
         with self.turn, torch.inference_mode(), autocast(self.precision, self.device):
-            target, images = self._tensor(crops.target)[:, None], self._tensor(crops.images)
-            several = len(crops.labels) > 1
+            target = self._tensor(crops.target)[:, None]
+            several = len(crops.context) > 1
             features = self.model.target_encoder(target) if several else None
-            answers = [
-                self._ask(target, images, crops, k, features) for k in range(len(crops.labels))
-            ]
+            questions = range(len(crops.context))
+            answers = [self._ask(target, crops, question, features) for question in questions]
             found = np.stack([answer.float().cpu().numpy() for answer in answers])
         if bad := found.size - int(np.count_nonzero(np.isfinite(found))):
             remedy = '; try precision="float32"' if self.precision != "float32" else ""
@@ -61,14 +66,10 @@ class WindowRunner:
         return found
 
     def _ask(
-        self,
-        target: Tensor,
-        images: Tensor,
-        crops: Crops,
-        question: int,
-        features: list[Tensor] | None,
+        self, target: Tensor, crops: Crops, question: int, features: list[Tensor] | None
     ) -> Tensor:
         """Predict (B, X, Y, Z) for one of the K questions."""
+        images, labels = map(self._pairs, crops.context[question])
         ar_image = ar_label = None
         if crops.feedback is not None:
             image, predictions = crops.feedback
@@ -76,8 +77,8 @@ class WindowRunner:
             ar_label = self._tensor(predictions[question])[:, None, None]
         prediction: Tensor = self.model(
             target,
-            images[:, :, None],
-            self._tensor(crops.labels[question])[:, :, None],
+            images,
+            labels,
             ar_image,
             ar_label,
             mini_context_size=self.mini_context_size,
@@ -85,11 +86,34 @@ class WindowRunner:
         )
         return prediction[:, 0]
 
+    def _pairs(self, crops: PairCrops) -> Pairs:
+        """Return (B, L, 1, X, Y, Z), there or coming."""
+        if isinstance(crops, CropsAhead):
+            return Coming(crops, self._tensor)
+        return self._tensor(crops)[:, :, None]
+
     def _tensor(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return recall, (_names[self.model], self.precision, self.mini_context_size)
+
+
+@dataclass(frozen=True)
+class Coming:
+    """Pairs (B, L, 1, X, Y, Z) that are read while the network runs, and tensors once it takes them."""
+
+    crops: CropsAhead
+    to_tensor: Callable[[FloatArray], Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, L, 1, X, Y, Z)."""
+        batch, pairs, *sides = self.crops.shape
+        return batch, pairs, 1, *sides
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        return self.to_tensor(self.crops[index])[:, :, None]
 
 
 def know(name: str, model: ICLNetwork) -> None:

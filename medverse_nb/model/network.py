@@ -5,7 +5,9 @@ Sources: Medverse Figure 2, Eqs. 1-2; Neuroverse3D Figure 2, Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -24,6 +26,22 @@ from .fusion import (
     PositionCodes,
 )
 from .memory import choose_mini_context_size
+
+
+class Pairs(Protocol):
+    """Images or labels of pairs (B, L, 1, X, Y, Z): a tensor, or what yields tensors of a few pairs.
+
+    The network takes each pair once and in order, `[:, a:b]` for a mini-context.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(B, L, 1, X, Y, Z)."""
+        ...
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> Tensor:
+        """Return some pairs."""
+        ...
 
 
 class TargetEncoder(nn.Module):
@@ -151,8 +169,8 @@ class ICLNetwork(nn.Module):
     def forward(
         self,
         target: Tensor,
-        context_image: Tensor,
-        context_label: Tensor,
+        context_image: Pairs,
+        context_label: Pairs,
         ar_image: Tensor | None = None,
         ar_label: Tensor | None = None,
         *,
@@ -165,7 +183,7 @@ class ICLNetwork(nn.Module):
         Parameters
         ----------
         target : (B, 1, X, Y, Z), intensities in [0, 1], sides divisible by `config.multiple`.
-        context_image, context_label : (B, L, 1, X, Y, Z), L >= 1.
+        context_image, context_label : (B, L, 1, X, Y, Z), L >= 1; tensors, or read when taken.
         ar_image, ar_label : (B, 1, 1, X, Y, Z), both or neither; the coarser scale's target
             and prediction. Only with an autoregressive branch.
         mini_context_size : pairs in one pass; None chooses by free memory. Any size gives
@@ -205,8 +223,8 @@ class ICLNetwork(nn.Module):
     def _check(
         self,
         target: Tensor,
-        image: Tensor,
-        label: Tensor,
+        image: Pairs,
+        label: Pairs,
         ar_image: Tensor | None,
         ar_label: Tensor | None,
     ) -> None:
@@ -218,11 +236,11 @@ class ICLNetwork(nn.Module):
                 f"every side must divide by {self.config.multiple}, got {sides}; "
                 "pad the volumes or use predict_array, which pads for you"
             )
-        if image.ndim != 6 or image.shape[1] < 1:
+        if len(image.shape) != 6 or image.shape[1] < 1:
             raise InputError(
                 f"context must be (B, L, 1, X, Y, Z) with L >= 1, got {tuple(image.shape)}"
             )
-        wanted = {
+        wanted: dict[str, tuple[Pairs, int]] = {
             "context_image": (image, image.shape[1]),
             "context_label": (label, image.shape[1]),
         }
