@@ -42,6 +42,7 @@ from medverse_nb.inference.autoregressive import run
 from medverse_nb.inference.blending import SIGMA_SHARE, SMALLEST_WEIGHT
 from medverse_nb.inference.crops import Crops, ScaleVolumes
 from medverse_nb.inference.inputs import PairInputs
+from medverse_nb.inference.plan import Chunk, plan_scale
 from medverse_nb.inference.recipe import Recipe, Settings, choose_recipe
 from medverse_nb.inference.runner import WindowRunner
 from medverse_nb.inference.schedule import scale_count
@@ -231,7 +232,7 @@ def time_part(
         for owner, name, what in (
             (network, "forward", "network"),
             (Crops, "read", "reading"),
-            (engine, "blend_chunk", "blending"),
+            (engine, "blend", "blending"),
         ):
             counted = counting(getattr(owner, name), what, spent, inside)
             patches.enter_context(patch.object(owner, name, counted))
@@ -246,12 +247,12 @@ def run_part(
     """Run the windows of a box, as if it were the volume, and return the seconds."""
     store = MemoryStore((len(predict.volumes.labels), *box))
 
-    def write(chunk: engine.Chunk, voxels: FloatArray) -> None:
+    def write(chunk: Chunk, voxels: FloatArray) -> None:
         store.write(chunk.number, (slice(None), *chunk.region), voxels)
 
     started = now()
     for _ in range(repeats):
-        engine.run_threads(engine.plan_scale(part, box, 1, store), predict, write, lambda _: None)
+        engine.run_threads(plan_scale(part, box, 1, store), predict, write, lambda _: None)
     return now() - started
 
 

@@ -30,6 +30,11 @@ def bounds_of(shape: Sequence[int], region: Region | None) -> Region:
     return x, y, z
 
 
+def touch(first: Sequence[slice], second: Sequence[slice]) -> bool:
+    """Whether two regions have a voxel in common."""
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
+
+
 def overlap(
     first: Sequence[slice], second: Sequence[slice]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

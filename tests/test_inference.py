@@ -12,16 +12,16 @@ from torch import nn
 from medverse_nb import predict_array
 from medverse_nb.errors import InputError
 from medverse_nb.inference.autoregressive import run, take_arrays
-from medverse_nb.inference.blending import SMALLEST_WEIGHT, blend, window_weights
+from medverse_nb.inference.blending import SMALLEST_WEIGHT, Tile, blend, window_weights
 from medverse_nb.inference.crops import Crops
-from medverse_nb.inference.engine import plan_chunks
+from medverse_nb.inference.plan import plan_chunks, stored_sides
 from medverse_nb.inference.recipe import Settings
 from medverse_nb.inference.runner import WindowRunner
 from medverse_nb.inference.schedule import scale_count, scale_shape
 from medverse_nb.inference.windows import Window, axis_starts, plan_windows
 from medverse_nb.model.config import NetworkConfig
 from medverse_nb.model.network import ICLNetwork
-from medverse_nb.regions import read
+from medverse_nb.regions import read, touch
 from medverse_nb.resampling import resize
 from medverse_nb.views import crop
 
@@ -198,11 +198,11 @@ def test_what_lies_beyond_the_end_is_zero():
     assert not cut[..., 1:].any()
 
 
-def test_a_window_reaches_what_it_has_a_voxel_of():
-    window = Window((4, 0, 2), (8, 8, 8))
-    assert window.reaches((slice(0, 5), slice(7, 9), slice(9, 20)))
-    assert not window.reaches((slice(0, 4), slice(0, 8), slice(2, 10)))
-    assert not window.reaches((slice(12, 16), slice(0, 8), slice(2, 10)))
+def test_regions_touch_where_they_share_a_voxel():
+    window = Window((4, 0, 2), (8, 8, 8)).region
+    assert touch(window, (slice(0, 5), slice(7, 9), slice(9, 20)))
+    assert not touch(window, (slice(0, 4), slice(0, 8), slice(2, 10)))
+    assert not touch(window, (slice(12, 16), slice(0, 8), slice(2, 10)))
 
 
 # --- blending ------------------------------------------------------------------------------------
@@ -225,18 +225,55 @@ def test_window_weights_by_hand():
 @every_overlap
 def test_blending_weights_sum_to_one(shape, overlap):
     windows = plan_windows(shape, 8, overlap)
-    tiles = [(window, np.full((2, *window.sides), 0.7, np.float32)) for window in windows]
-    for region in plan_chunks(shape, (2, 2, 3)):
-        reaching = [(window, tile) for window, tile in tiles if window.reaches(region)]
-        blended = blend(region, reaching)
+    tiles = [Tile(w, w.region, np.full((2, *w.sides), 0.7, np.float32)) for w in windows]
+    for region in plan_chunks(shape, windows):
+        blended = blend(region, tiles)
         assert blended.shape == (2, *(s.stop - s.start for s in region))
         assert np.abs(blended - 0.7).max() < 1e-6
 
 
-def test_blending_two_windows_by_hand():
+@thin_and_odd
+@every_overlap
+def test_what_is_kept_of_a_tile_is_enough_and_no_more(shape, overlap):
+    windows = plan_windows(shape, 8, overlap)
     tiles = [
-        (Window((0, 0, 0), (8, 8, 8)), np.zeros((1, 8, 8, 8), np.float32)),
-        (Window((4, 0, 0), (8, 8, 8)), np.ones((1, 8, 8, 8), np.float32)),
+        Tile(window, window.region, draw(2, *window.sides, seed=number))
+        for number, window in enumerate(windows)
+    ]
+    regions = [*plan_chunks(shape, windows)]
+    kept = tiles
+    for number, region in enumerate(regions):
+        assert np.array_equal(blend(region, kept), blend(region, tiles))
+        parts = (tile.needed_for(regions[number + 1 :]) for tile in kept)
+        kept = [part for part in parts if part]
+        for part in kept:
+            inside = Window(part.window.start, part.window.sides).region
+            assert all(
+                own.start <= s.start < s.stop <= own.stop
+                for s, own in zip(part.region, inside, strict=True)
+            )
+            assert part.voxels.shape[1:] == tuple(s.stop - s.start for s in part.region)
+            assert any(touch(part.region, later) for later in regions[number + 1 :])
+    assert kept == []
+
+
+@every_overlap
+def test_only_the_overlap_waits_for_a_later_chunk(overlap):
+    windows = plan_windows((61, 8, 8), 8, overlap)
+    tiles = [Tile(w, w.region, np.zeros((1, *w.sides), np.float32)) for w in windows]
+    first, *later = plan_chunks((61, 8, 8), windows)
+    done = [tile for tile in tiles if touch(tile.region, first)]
+    waiting = [tile.needed_for(later) for tile in done]
+    sizes = [part.voxels.size for part in waiting if part]
+    assert later
+    assert max(sizes, default=0) <= math.ceil(8 * overlap) * 8 * 8
+
+
+def test_blending_two_windows_by_hand():
+    first, second = (Window((start, 0, 0), (8, 8, 8)) for start in (0, 4))
+    tiles = [
+        Tile(first, first.region, np.zeros((1, 8, 8, 8), np.float32)),
+        Tile(second, second.region, np.ones((1, 8, 8, 8), np.float32)),
     ]
     result = blend((slice(0, 12), slice(0, 1), slice(0, 1)), tiles)[0, :, 0, 0]
     assert np.array_equal(result[:4], np.zeros(4))
@@ -249,10 +286,15 @@ def test_blending_two_windows_by_hand():
 
 
 @thin_and_odd
-def test_chunks_are_the_volume_once(shape):
-    seen = np.zeros(shape)
-    for region in plan_chunks(shape, (2, 2, 3)):
+@every_overlap
+def test_chunks_are_the_volume_once_and_whole_stored_ones(shape, overlap):
+    windows = plan_windows(shape, 8, overlap)
+    sides, seen = stored_sides(windows), np.zeros(shape)
+    for region in plan_chunks(shape, windows):
         seen[region] += 1
+        for part, size, side in zip(region, shape, sides, strict=True):
+            assert part.start % side == 0
+            assert part.stop == size or part.stop % side == 0
     assert (seen == 1).all()
 
 

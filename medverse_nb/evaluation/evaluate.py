@@ -118,10 +118,7 @@ def evaluate(
     scorer = scorer_of(task, align=align, tolerance_mm=tolerance_mm)
     split = split_cohort([*cohort.cases], test, seed=seed)
     tell = on_progress or (lambda _what, _done, _count: None)
-    facts: dict[str, Facts] = {}
-    for name in cohort.cases:
-        tell(f"reading {name}", len(facts), len(cohort.cases))
-        facts[name] = _facts_of(name, cohort, task)
+    facts = _read_facts(cohort, task, tell)
     left_out = {name: facts[name].error for name in split.meta_context if facts[name].error}
     usable = [name for name in split.meta_context if name not in left_out]
     contexts = draw_orders(usable, sizes=sizes, draws=draws, seed=seed)
@@ -153,18 +150,25 @@ def evaluate(
     runner = Runner(network, cohort, contexts, questions, scorer, align, settings)
     names = [one.name for one in questions]
     with ResultFolder(out, asked, names, scorer.measures.columns) as folder:
-        for done, key in enumerate(order):
-            tell(f"{key.case}, {key.size} pairs", done, len(order))
-            if key in folder.done:
-                continue
-            rows = runner.rows(key.case, contexts.context(key.draw, key.size))
-            folder.append([{**row, **common} for row in rows])
-        tell("", len(order), len(order))
+        _fill(folder, runner, order, common, tell)
         table = folder.table(order)
         folder.write_parquet(table)
         summary = summarise(table, scorer.measures)
         write_summary(summary, out, scorer.measures)
     return Evaluation(table, summary, left_out, scorer.measures)
+
+
+def _fill(
+    folder: ResultFolder, runner: Runner, order: Sequence[Key], common: Row, tell: OnPrediction
+) -> None:
+    """Predict and score what the folder has no rows of."""
+    for done, key in enumerate(order):
+        tell(f"{key.case}, {key.size} pairs", done, len(order))
+        if key in folder.done:
+            continue
+        rows = runner.rows(key.case, runner.contexts.context(key.draw, key.size))
+        folder.append([{**row, **common} for row in rows])
+    tell("", len(order), len(order))
 
 
 class Facts(NamedTuple):
@@ -173,6 +177,14 @@ class Facts(NamedTuple):
     hash: str
     values: tuple[int, ...]
     error: str
+
+
+def _read_facts(cohort: Cohort, task: Task, tell: OnPrediction) -> dict[str, Facts]:
+    facts: dict[str, Facts] = {}
+    for name in cohort.cases:
+        tell(f"reading {name}", len(facts), len(cohort.cases))
+        facts[name] = _facts_of(name, cohort, task)
+    return facts
 
 
 def _facts_of(name: str, cohort: Cohort, task: Task) -> Facts:

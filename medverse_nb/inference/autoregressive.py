@@ -21,6 +21,7 @@ from ..views import Part, clipped
 from .crops import ScaleVolumes
 from .engine import Executor, Predict, run_scale, run_threads
 from .inputs import ArrayInputs, Inputs
+from .plan import stored_sides
 from .recipe import Compat, Recipe, Settings, choose_recipe
 from .recorder import Recorder
 from .runner import WindowRunner
@@ -138,7 +139,7 @@ def run(
             _feedback(recipe, steps[-1], working) if steps else None,
         )
         volumes = seen.kept(coarse=scale < recipe.scales)
-        store = storage(scale, (len(volumes.labels), *working), windows[0].sides)
+        store = storage(scale, (len(volumes.labels), *working), stored_sides(windows))
 
         def report(done: int, scale: int = scale, count: int = len(windows)) -> None:
             if on_progress:

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from ..geometry import Shape
-from ..regions import Region, overlap
+from ..regions import Region, overlap, touch
 from ..resampling import FloatArray
 from .windows import Window
 
 SIGMA_SHARE = 0.125  # of the window's side
 SMALLEST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window's answer, or what is still needed of it.
+
+    region : of the volume, inside the window; voxels : (K, X, Y, Z) there.
+    """
+
+    window: Window
+    region: Region
+    voxels: FloatArray
+
+    def needed_for(self, regions: Sequence[Region]) -> Tile | None:
+        """Return what the box around some regions needs, a copy; None for nothing."""
+        mine = [region for region in regions if touch(region, self.region)]
+        if not mine:
+            return None
+        box = tuple(
+            slice(
+                max(own.start, min(s.start for s in axis)), min(own.stop, max(s.stop for s in axis))
+            )
+            for own, *axis in zip(self.region, *mine, strict=True)
+        )
+        if box == self.region:
+            return self
+        x, y, z = box
+        _, inside = overlap(box, self.region)
+        return Tile(self.window, (x, y, z), self.voxels[:, *inside].copy())
 
 
 @lru_cache(maxsize=8)
@@ -29,25 +59,28 @@ def window_weights(sides: Shape) -> FloatArray:
     return result
 
 
-def blend(region: Region, tiles: Iterable[tuple[Window, FloatArray]]) -> FloatArray:
+def blend(region: Region, tiles: Iterable[Tile]) -> FloatArray:
     """Return the weighted mean of window predictions over a region: (K, X, Y, Z).
 
     Every voxel's weights sum to one, so a constant stays constant, borders included.
 
     Parameters
     ----------
-    tiles : windows that together cover the region, and their predictions (K, *sides); what
-        lies outside the region, padding too, is dropped.
+    tiles : of windows that together cover the region; what lies outside it, padding too, is
+        dropped.
     """
     total: FloatArray | None = None
-    for window, tile in tiles:
-        (x, y, z), (i, j, k) = overlap(region, window.region)
+    for tile in tiles:
+        if not touch(region, tile.region):
+            continue
+        (x, y, z), (i, j, k) = overlap(region, tile.region)
         if total is None:
             sides = [r.stop - r.start for r in region]
-            total = np.zeros((len(tile), *sides), np.float32)
+            total = np.zeros((len(tile.voxels), *sides), np.float32)
             weight = np.zeros(sides, np.float32)
-        weights = window_weights(window.sides)[i, j, k]
-        total[:, x, y, z] += weights * tile[:, i, j, k]
+        inside, _ = overlap(tile.window.region, tile.region)
+        weights = window_weights(tile.window.sides)[inside][i, j, k]
+        total[:, x, y, z] += weights * tile.voxels[:, i, j, k]
         weight[x, y, z] += weights
     assert total is not None, f"no window over {region}"
     total /= weight

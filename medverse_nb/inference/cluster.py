@@ -24,7 +24,8 @@ from ..errors import ClusterError, InputError
 from ..model.device import choose_device
 from ..model.network import ICLNetwork
 from ..model.weights import network_hash
-from .engine import OnBatch, Plan, Predict, Write, blend_chunk
+from .engine import OnBatch, Predict, Write, blend_chunk
+from .plan import Plan
 from .runner import know
 
 T = TypeVar("T")

@@ -8,55 +8,26 @@ executor's matter: threads of this process (below), or a cluster.
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask.threaded
 import numpy as np
 
-from ..geometry import Shape
 from ..model.memory import release_memory
 from ..regions import Region
 from ..resampling import FloatArray
-from .blending import blend
+from .blending import Tile, blend
 from .crops import Crops, ScaleVolumes
+from .plan import Batch, Chunk, Plan, plan_scale
 from .runner import WindowRunner
 from .storage import Store
 from .windows import Window, cut_all
 
 EMPTY_BELOW = 0.1  # probability: where a coarser scale has less everywhere, nothing is
-WINDOWS_A_CHUNK = 2  # along each axis
 THREADS = 2  # one runs the network while the other reads its next crops
-Batch = Sequence[Window]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A part of the volume, and the batches (by number) whose windows lie over it."""
-
-    number: int
-    region: Region
-    over: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The batches of windows of a scale, and the chunks that are still missing."""
-
-    batches: Sequence[Batch]
-    chunks: Sequence[Chunk]
-
-    @property
-    def needed(self) -> list[int]:
-        """Numbers of the batches that a missing chunk needs, in the order of the chunks."""
-        return list(dict.fromkeys(i for chunk in self.chunks for i in chunk.over))
-
-    def over(self, chunk: Chunk) -> list[Batch]:
-        """Return the batches over a chunk."""
-        return [self.batches[i] for i in chunk.over]
 
 
 @dataclass(frozen=True)
@@ -117,64 +88,48 @@ def run_scale(
     executor(plan, predict, write, count)
 
 
-def plan_scale(windows: Sequence[Window], shape: Shape, batch: int, store: Store) -> Plan:
-    """Cut the volume into chunks, and the windows into batches that stay close together."""
-    batches = [list(windows[i : i + batch]) for i in range(0, len(windows), batch)]
-    starts, sides = np.array([window.start for window in windows]), np.array(windows[0].sides)
-    chunks = []
-    for number, region in enumerate(plan_chunks(shape, windows[0].sides)):
-        if not store.has(number):
-            low, high = np.array([(part.start, part.stop) for part in region]).T
-            over = ((starts < high) & (low < starts + sides)).all(axis=1).nonzero()[0] // batch
-            chunks.append(Chunk(number, region, tuple(np.unique(over).tolist())))
-    return Plan(batches, chunks)
-
-
-def plan_chunks(shape: Shape, sides: Shape) -> Iterator[Region]:
-    """Cut a volume into chunks of a few windows; along its longest axis last.
-
-    In that order the fewest tiles wait for a later chunk.
-    """
-    edges = [
-        [slice(a, min(a + WINDOWS_A_CHUNK * side, n)) for a in range(0, n, WINDOWS_A_CHUNK * side)]
-        for n, side in zip(shape, sides, strict=True)
-    ]
-    axes = sorted(range(3), key=lambda axis: -shape[axis])
-    for parts in itertools.product(*(edges[axis] for axis in axes)):
-        x, y, z = (parts[axes.index(axis)] for axis in range(3))
-        yield x, y, z
-
-
 def blend_chunk(
     region: Region, batches: Sequence[Batch], tiles: Sequence[FloatArray]
 ) -> FloatArray:
-    """Blend the tiles (K, B, *sides) of the batches over a region: (K, X, Y, Z)."""
-    pairs = (
-        (window, tile)
-        for batch, answers in zip(batches, tiles, strict=True)
-        for window, tile in zip(batch, np.moveaxis(answers, 1, 0), strict=True)
-        if window.reaches(region)
-    )
-    return blend(region, pairs)
+    """Blend the answers (K, B, *sides) of the batches over a region: (K, X, Y, Z)."""
+    whole = [tile for pair in zip(batches, tiles, strict=True) for tile in tiles_of(*pair)]
+    return blend(region, whole)
+
+
+def tiles_of(batch: Batch, answers: FloatArray) -> list[Tile]:
+    """Return the answers (K, B, *sides) of a batch of windows one by one."""
+    apart = np.moveaxis(answers, 1, 0)
+    return [Tile(w, w.region, tile) for w, tile in zip(batch, apart, strict=True)]
 
 
 def run_threads(plan: Plan, predict: Predict, write: Write, on_batch: OnBatch) -> None:
-    """Run a plan in threads of this process, chunk after chunk, each as a Dask graph."""
+    """Run a plan in threads of this process, chunk after chunk, each as a Dask graph.
+
+    Of an answer no more is kept than later chunks need.
+    """
 
     def compute(number: int) -> FloatArray:
         answer = predict(plan.batches[number])
         on_batch(plan.batches[number])
         return answer
 
-    last = {i: chunk.number for chunk in plan.chunks for i in chunk.over}
-    tiles: dict[int, FloatArray] = {}
+    tiles: dict[int, list[Tile]] = {}
+    later: dict[int, list[Region]] = {}
+    for chunk in plan.chunks:
+        for i in chunk.over:
+            later.setdefault(i, []).append(chunk.region)
     for chunk in plan.chunks:
         missing = [i for i in chunk.over if i not in tiles]
         graph: dict[Any, Any] = {("tiles", i): (compute, i) for i in missing}
         answers = dask.threaded.get(graph, list(graph), num_workers=THREADS)
-        tiles |= zip(missing, answers, strict=True)
-        write(chunk, blend_chunk(chunk.region, plan.over(chunk), [tiles[i] for i in chunk.over]))
+        tiles |= {
+            i: tiles_of(plan.batches[i], answer) for i, answer in zip(missing, answers, strict=True)
+        }
+        del answers
+        write(chunk, blend(chunk.region, [tile for i in chunk.over for tile in tiles[i]]))
         for i in chunk.over:
-            if last[i] == chunk.number:
-                del tiles[i]
+            later[i].remove(chunk.region)
+            parts = [part for tile in tiles.pop(i) if (part := tile.needed_for(later[i]))]
+            if parts:
+                tiles[i] = parts
         release_memory()

@@ -22,8 +22,9 @@ from ..model.network import ICLNetwork
 from ..stored import is_large
 from ..views import Mapped
 from .crops import Place, ScaleVolumes, place_of
-from .engine import THREADS, WINDOWS_A_CHUNK, Predict
+from .engine import Predict
 from .inputs import Inputs
+from .plan import WINDOWS_A_CHUNK, plan_chunks
 from .recipe import Recipe, Settings, choose_recipe
 from .runner import WindowRunner
 from .windows import Window, plan_windows
@@ -118,7 +119,7 @@ def estimate_run(model: ICLNetwork, inputs: Inputs, settings: Settings) -> Estim
     questions = len(volumes.labels)
     scratch = [size for size, large in _answers(questions, shapes) if large]
     scratch.append(max(_kept(volumes.count, shapes, Place.SCRATCH)))
-    arrays = _array_bytes(volumes, shapes, recipe.window)
+    arrays = _array_bytes(volumes, shapes, plans[-1])
     return Estimate(
         windows=tuple(map(len, plans)),
         questions=questions,
@@ -139,16 +140,17 @@ def _volumes(inputs: Inputs, shape: Shape, *, fed: bool) -> ScaleVolumes:
     return ScaleVolumes(target, inputs.images(shape), labels, feedback)
 
 
-def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], window: int) -> int:
+def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], windows: Sequence[Window]) -> int:
     """Return what a run holds beside the network and its crops."""
     questions = len(volumes.labels)
     kept = _kept(volumes.count, shapes, Place.MEMORY)
     two_scales = max(first + second for first, second in pairwise([0, *kept]))
     stores = [size for size, large in _answers(questions, shapes) if not large]
-    sides = [min(WINDOWS_A_CHUNK * window, side) for side in shapes[-1]]
-    over = math.prod(min(WINDOWS_A_CHUNK + 2, math.ceil(side / window)) for side in shapes[-1])
-    tiles = 4 * questions * over * window**3
-    blending = 4 * (2 * questions + 2) * math.prod(sides) * THREADS
+    starts = zip(*(window.start for window in windows), strict=True)
+    at_once = math.prod(min(WINDOWS_A_CHUNK + 1, len({*axis})) for axis in starts)
+    tiles = 4 * questions * at_once * math.prod(windows[0].sides)
+    chunks = plan_chunks(shapes[-1], windows)
+    blending = 4 * (questions + 1) * max(math.prod(s.stop - s.start for s in c) for c in chunks)
     size, large = _answers(questions, shapes)[-1]
     answer = 0 if large else 2 * size  # each class, then all together
     return sum(stores) + max(two_scales + tiles + blending, answer)

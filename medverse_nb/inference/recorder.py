@@ -30,7 +30,8 @@ from ..model.network import ICLNetwork
 from ..resampling import FloatArray
 from ..scratch import new_place, remove_with
 from ..zarr_files import create_array, open_array, write_region
-from .engine import Batch, Predict
+from .engine import Predict
+from .plan import Batch
 from .windows import Window
 
 LARGEST_IN_MEMORY = 2**27  # bytes of recorded attention; more lies in scratch space

@@ -41,7 +41,7 @@ class Store(Protocol):
         """Tell whether a chunk is finished."""
 
 
-Storage = Callable[[int, tuple[int, ...], Shape], Store]  # scale, shape and a window's sides
+Storage = Callable[[int, tuple[int, ...], Shape], Store]  # scale, shape, a stored chunk's sides
 
 
 class MemoryStore:

@@ -28,12 +28,6 @@ class Window:
         x, y, z = (slice(a, a + n) for a, n in zip(self.start, self.sides, strict=True))
         return x, y, z
 
-    def reaches(self, region: Region) -> bool:
-        """Whether the window has a voxel of the region."""
-        return all(
-            s.start < r.stop and r.start < s.stop for s, r in zip(self.region, region, strict=True)
-        )
-
 
 def axis_starts(size: int, window: int, overlap: float) -> list[int]:
     """Return the first voxels of windows along one axis of `size` >= `window` voxels.
