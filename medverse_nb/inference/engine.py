@@ -1,9 +1,9 @@
 """One scale: windows read, run and blended, never a whole stack of contexts.
 
 A task takes a batch of windows: it reads its crops, runs the network and keeps the answers
-as tiles. Another task blends the tiles over one chunk of the volume, which is then written.
-Tiles are dropped as soon as the last chunk over them is blended. Who runs the tasks is an
-executor's matter: threads of this process (below), or a cluster.
+as tiles. The tiles over one chunk of the volume are blended, and the chunk is written; no more
+of a tile is kept than later chunks need. Who runs the tasks is an executor's matter: threads of
+this process (below), or a cluster.
 """
 
 from __future__ import annotations
