@@ -129,7 +129,8 @@ def show(rows: dict[str, Row]) -> None:
 def measure_overhead(args: argparse.Namespace) -> Row:
     """Return seconds a window of whole runs, and where they go.
 
-    One thread gives the shares, since nothing overlaps there: network is the forward pass,
+    One thread gives the shares, since up to 8 pairs nothing overlaps there (more are read while
+    the network runs): network is the forward pass,
     reading is `Crops.read` and what a scale reads at its beginning, the rest is the engine's.
     As many threads as the engine has give the seconds a user waits.
     """
@@ -163,7 +164,7 @@ def time_run(side: int, pairs: int, most: int, processor_time: bool) -> Row:
     total, windows, timed, fed = Counter[str](), 0, 0, 0
     for scale in range(1, recipe.scales + 1):
         started = now()
-        volumes = scale_volumes(inputs, recipe, scale).kept()
+        volumes = scale_volumes(inputs, recipe, scale).kept(coarse=scale < recipe.scales)
         beginning = now() - started
         predict = engine.Predict(runner, volumes)
         plan = plan_windows(volumes.shape, recipe.window, settings.overlap)
@@ -252,7 +253,7 @@ def run_part(
 
     started = now()
     for _ in range(repeats):
-        engine.run_threads(plan_scale(part, box, 1, store), predict, write, lambda _: None)
+        engine.run_threads(plan_scale(part, box, 1, store.has), predict, write, lambda _: None)
     return now() - started
 
 

@@ -238,12 +238,15 @@ FAULTS = [
 ]
 
 
+@pytest.mark.parametrize("largest", [2**23, 0], ids=["before", "meanwhile"])
 @pytest.mark.parametrize(
     ("kind", "what", "fault", "message"), FAULTS, ids=["-".join(f[:3])[1:] for f in FAULTS]
 )
 def test_a_fault_of_a_file_mid_run_is_told_and_the_run_goes_on_once_it_is_mended(
-    cohort, tiny_weights, lazily, tmp_path, kind, what, fault, message
+    cohort, tiny_weights, lazily, tmp_path, monkeypatch, kind, what, fault, message, largest
 ):
+    """Pairs are read before the network runs, or meanwhile."""
+    monkeypatch.setattr(crops_file, "LARGEST_READ", largest)
     session, folder = lazy_session(cohort, tiny_weights, kind), tmp_path / "run"
     scan = write_volume(draw(), cohort.root / f"long{kind}")
     whole, _ = run(session, scan)
@@ -311,6 +314,7 @@ def test_what_happens_to_a_file_while_it_is_read_is_told(
 def test_an_array_that_goes_while_it_is_read_does_not_pass_for_empty(
     cohort, tiny_weights, lazily, scan, monkeypatch
 ):
+    monkeypatch.setattr(engine, "THREADS", 1)  # else a second window may take it away once more
     session = lazy_session(cohort, tiny_weights, ".zarr")
     whole, _ = run(session, scan)
     image = Fault(cohort.root / "image.zarr", "removed")

@@ -1,5 +1,7 @@
 """A context that is read while the network runs: the same answer, a few crops at a time."""
 
+import os
+import signal
 import threading
 import time
 
@@ -56,7 +58,12 @@ def network():
 @pytest.mark.parametrize("mini", [1, 2, 5])
 @pytest.mark.parametrize(
     ("largest", "late"),
-    [(ONE * PAIRS * QUESTIONS, (False, False)), (ONE * PAIRS, (False, True)), (ONE, (True, True))],
+    [
+        (ONE * PAIRS * QUESTIONS, (False, False)),
+        (ONE * PAIRS, (False, True)),
+        (ONE, (True, True)),
+        (0, (True, True)),
+    ],
 )
 def test_the_answer_is_the_same_to_the_last_bit(volumes, network, monkeypatch, mini, largest, late):
     whole = WindowRunner(network, "float32", mini)(Crops.read(volumes, WINDOWS))
@@ -68,7 +75,7 @@ def test_the_answer_is_the_same_to_the_last_bit(volumes, network, monkeypatch, m
     assert np.array_equal(WindowRunner(network, "float32", mini)(crops), whole)
 
 
-def test_crops_come_in_any_order_and_each_is_read_once_in_theirs(volumes):
+def test_each_crop_is_read_once_in_order_and_on_the_spot_in_another(volumes):
     seen = []
     labels = [[Counted(volume, seen) for volume in views] for views in volumes.labels]
     questions = ReadAhead(labels, WINDOWS, 2).questions
@@ -107,11 +114,22 @@ def test_a_volume_that_cannot_be_read_is_an_error_where_it_is_taken(volumes):
         question[:, 2:3]
 
 
-def test_its_thread_ends_with_the_last_crop(volumes):
-    before = threading.active_count()
+def test_threads_do_not_become_more_with_the_windows(volumes):
+    for _ in range(2):
+        before = threading.active_count()
+        for _ in range(5):
+            (question,) = ReadAhead([volumes.images], WINDOWS, 2).questions
+            question[:, :]
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_readers_of_its_own(volumes):
     (question,) = ReadAhead([volumes.images], WINDOWS, 2).questions
-    question[:, :]
-    until = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    expected = question[:, :]
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        (question,) = ReadAhead([volumes.images], WINDOWS, 2).questions
+        os._exit(0 if np.array_equal(question[:, :], expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -39,7 +39,7 @@ class Tile:
             )
             for own, *axis in zip(self.region, *mine, strict=True)
         )
-        if box == self.region:
+        if box == self.region and self.voxels.base is None:  # else a whole batch would be kept
             return self
         x, y, z = box
         _, inside = overlap(box, self.region)

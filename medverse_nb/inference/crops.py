@@ -18,6 +18,7 @@ from .windows import Window, cut, cut_all
 LARGEST_KEPT = 2**28  # bytes of a scale's volumes that are read once and kept in memory
 LARGEST_COARSE = 2**25  # of a coarser scale's; more is read once into scratch files
 LARGEST_READ = 2**23  # of a batch's context images, or labels, that are read before they are used
+MOST_SHARED = 4  # times that, of images that several questions share: else each reads them anew
 
 
 class Place(StrEnum):
@@ -121,18 +122,18 @@ def read_context(
 ) -> list[tuple[PairCrops, PairCrops]]:
     """Return images and labels of each question, or what reads them when they are taken."""
     one = volume_bytes(len(windows), windows[0].sides)
-    most = max(1, LARGEST_READ // one)
+    most, ahead = LARGEST_READ // one, max(1, LARGEST_READ // one)
     pairs, questions = len(volumes.images), len(volumes.labels)
 
     images: Sequence[PairCrops]
-    if pairs > most:
-        images = ReadAhead([volumes.images] * questions, windows, most).questions
+    if pairs > most * min(questions, MOST_SHARED):
+        images = ReadAhead([volumes.images] * questions, windows, ahead).questions
     else:
         images = [cut_all(volumes.images, windows, axis=1)] * questions
 
     labels: Sequence[PairCrops]
     if pairs * questions > most:
-        labels = ReadAhead(volumes.labels, windows, most).questions
+        labels = ReadAhead(volumes.labels, windows, ahead).questions
     else:
         labels = [cut_all(views, windows, axis=1) for views in volumes.labels]
     return list(zip(images, labels, strict=True))

@@ -72,7 +72,7 @@ def run_scale(
 
     on_windows : gets the number of windows that are done; what it raises ends the run.
     """
-    plan = plan_scale(windows, predict.volumes.shape, batch, store)
+    plan = plan_scale(windows, predict.volumes.shape, batch, store.has)
     done = len(windows) - sum(len(plan.batches[i]) for i in plan.needed)
     counting = threading.Lock()
 
@@ -105,7 +105,7 @@ def tiles_of(batch: Batch, answers: FloatArray) -> list[Tile]:
 def run_threads(plan: Plan, predict: Predict, write: Write, on_batch: OnBatch) -> None:
     """Run a plan in threads of this process, chunk after chunk, each as a Dask graph.
 
-    Of an answer no more is kept than later chunks need.
+    Of an answer no more is kept than the box that later chunks need.
     """
 
     def compute(number: int) -> FloatArray:

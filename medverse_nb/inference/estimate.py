@@ -24,7 +24,7 @@ from ..views import Mapped
 from .crops import Place, ScaleVolumes, place_of
 from .engine import Predict
 from .inputs import Inputs
-from .plan import WINDOWS_A_CHUNK, plan_chunks
+from .plan import Plan, plan_scale
 from .recipe import Recipe, Settings, choose_recipe
 from .runner import WindowRunner
 from .windows import Window, plan_windows
@@ -119,7 +119,8 @@ def estimate_run(model: ICLNetwork, inputs: Inputs, settings: Settings) -> Estim
     questions = len(volumes.labels)
     scratch = [size for size, large in _answers(questions, shapes) if large]
     scratch.append(max(_kept(volumes.count, shapes, Place.SCRATCH)))
-    arrays = _array_bytes(volumes, shapes, plans[-1])
+    plan = plan_scale(plans[-1], shapes[-1], settings.batch, lambda _: False)
+    arrays = _array_bytes(volumes, shapes, plan)
     return Estimate(
         windows=tuple(map(len, plans)),
         questions=questions,
@@ -140,17 +141,16 @@ def _volumes(inputs: Inputs, shape: Shape, *, fed: bool) -> ScaleVolumes:
     return ScaleVolumes(target, inputs.images(shape), labels, feedback)
 
 
-def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], windows: Sequence[Window]) -> int:
+def _array_bytes(volumes: ScaleVolumes, shapes: Sequence[Shape], plan: Plan) -> int:
     """Return what a run holds beside the network and its crops."""
     questions = len(volumes.labels)
     kept = _kept(volumes.count, shapes, Place.MEMORY)
     two_scales = max(first + second for first, second in pairwise([0, *kept]))
     stores = [size for size, large in _answers(questions, shapes) if not large]
-    starts = zip(*(window.start for window in windows), strict=True)
-    at_once = math.prod(min(WINDOWS_A_CHUNK + 1, len({*axis})) for axis in starts)
-    tiles = 4 * questions * at_once * math.prod(windows[0].sides)
-    chunks = plan_chunks(shapes[-1], windows)
-    blending = 4 * (questions + 1) * max(math.prod(s.stop - s.start for s in c) for c in chunks)
+    batch = plan.batches[0]
+    tiles = 4 * questions * plan.most_at_once * len(batch) * math.prod(batch[0].sides)
+    regions = [chunk.region for chunk in plan.chunks]
+    blending = 4 * (questions + 1) * max(math.prod(s.stop - s.start for s in r) for r in regions)
     size, large = _answers(questions, shapes)[-1]
     answer = 0 if large else 2 * size  # each class, then all together
     return sum(stores) + max(two_scales + tiles + blending, answer)

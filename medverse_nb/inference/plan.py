@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from ..geometry import Shape
 from ..regions import Region
-from .storage import Store
 from .windows import Window
 
 WINDOWS_A_CHUNK = 2  # about, along each axis
@@ -39,18 +38,33 @@ class Plan:
         """Numbers of the batches that a missing chunk needs, in the order of the chunks."""
         return list(dict.fromkeys(i for chunk in self.chunks for i in chunk.over))
 
+    @property
+    def most_at_once(self) -> int:
+        """The most batches that one chunk adds to those of the chunks before it."""
+        seen: set[int] = set()
+        most = 0
+        for chunk in self.chunks:
+            most = max(most, len({*chunk.over} - seen))
+            seen |= {*chunk.over}
+        return most
+
     def over(self, chunk: Chunk) -> list[Batch]:
         """Return the batches over a chunk."""
         return [self.batches[i] for i in chunk.over]
 
 
-def plan_scale(windows: Sequence[Window], shape: Shape, batch: int, store: Store) -> Plan:
-    """Cut the volume into chunks, and the windows into batches that stay close together."""
+def plan_scale(
+    windows: Sequence[Window], shape: Shape, batch: int, finished: Callable[[int], bool]
+) -> Plan:
+    """Cut the volume into chunks, and the windows into batches that stay close together.
+
+    finished : tells of a chunk's number whether it can be left out.
+    """
     batches = [list(windows[i : i + batch]) for i in range(0, len(windows), batch)]
     starts, sides = np.array([window.start for window in windows]), np.array(windows[0].sides)
     chunks = []
     for number, region in enumerate(plan_chunks(shape, windows)):
-        if not store.has(number):
+        if not finished(number):
             low, high = np.array([(part.start, part.stop) for part in region]).T
             over = ((starts < high) & (low < starts + sides)).all(axis=1).nonzero()[0] // batch
             chunks.append(Chunk(number, region, tuple(np.unique(over).tolist())))
@@ -61,8 +75,8 @@ def plan_chunks(shape: Shape, windows: Sequence[Window]) -> Iterator[Region]:
     """Cut a volume into chunks of a few windows; along its longest axis last.
 
     In that order the fewest answers wait for a later chunk. Windows begin where chunks do, so
-    that of those over an edge only the overlap waits; the last chunk of an axis is as much wider
-    as its last window is shifted inward.
+    that of those over an edge only the overlap waits; a last window that was shifted inward, to
+    before the next edge, belongs to the chunk before it.
     """
     edges = []
     for axis, (size, side) in enumerate(zip(shape, stored_sides(windows), strict=True)):

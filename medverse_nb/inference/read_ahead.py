@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -14,12 +16,23 @@ from ..regions import View
 from ..resampling import FloatArray
 from .windows import Window, cut
 
+READERS = 2  # one for images, one for labels
+
+
+@cache
+def _threads(_process: int) -> ThreadPoolExecutor:
+    """Return this process's readers; a forked one has none of its parent's.
+
+    They stay: a thread for each window would leave the allocator with memory of many.
+    """
+    return ThreadPoolExecutor(READERS, "crops")
+
 
 class ReadAhead:
     """The crops of B windows of L volumes for each of K questions, never all at once.
 
-    A thread of its own reads them in order, question after question, at most `ahead` volumes
-    before they are taken. Every volume is taken once; another order costs a wait, no more.
+    Other threads read them in order, question after question, at most `ahead` volumes before
+    they are taken. What is taken in another order, or again, is read on the spot.
     """
 
     def __init__(
@@ -29,7 +42,6 @@ class ReadAhead:
         places = ((k, n) for k, volumes in enumerate(views) for n in range(len(volumes)))
         self._left = iter(places)
         self._coming: deque[tuple[tuple[int, int], Future[FloatArray]]] = deque()
-        self._thread = ThreadPoolExecutor(1, "crops")
         self._go_on()
 
     @property
@@ -49,9 +61,7 @@ class ReadAhead:
         for place in itertools.islice(self._left, self.ahead - len(self._coming)):
             question, number = place
             view = self.views[question][number]
-            self._coming.append((place, self._thread.submit(cut, view, self.windows)))
-        if not self._coming:
-            self._thread.shutdown(wait=False)
+            self._coming.append((place, _threads(os.getpid()).submit(cut, view, self.windows)))
 
 
 @dataclass(frozen=True)
@@ -69,5 +79,9 @@ class CropsAhead:
 
     def __getitem__(self, index: tuple[slice, slice]) -> FloatArray:
         every, part = index
-        numbers = range(*part.indices(self.shape[1]))
-        return np.stack([self.source.take(self.question, n) for n in numbers], axis=1)[every]
+        batch, pairs, *sides = self.shape
+        numbers = range(*part.indices(pairs))
+        crops = np.empty((batch, len(numbers), *sides), np.float32)  # a list would be held twice
+        for place, number in enumerate(numbers):
+            crops[:, place] = self.source.take(self.question, number)
+        return crops[every]

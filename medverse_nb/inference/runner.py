@@ -93,7 +93,8 @@ class WindowRunner:
         return self._tensor(crops)[:, :, None]
 
     def _tensor(self, array: FloatArray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        # elsewhere what is copied must outlive the call, and crops that were read ahead do not
+        return torch.from_numpy(array).to(self.device, non_blocking=self.device.type == "cuda")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return recall, (_names[self.model], self.precision, self.mini_context_size)

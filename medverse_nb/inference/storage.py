@@ -21,6 +21,7 @@ from ..stored import is_large
 from ..zarr_files import check_array, create_array, open_array, stamp_of_array, write_region
 
 MANIFEST = "run.json"
+LAYOUT = 2  # of the chunks in a run's folder; one of another layout is not gone on with
 GO_ON = "what is finished is kept, run again to go on"
 
 
@@ -166,7 +167,7 @@ class RunFolder:
 
     def __init__(self, path: Path, asked: dict[str, Any]) -> None:
         self.path = check_writable(path / MANIFEST).parent
-        asked = json.loads(json.dumps(asked))
+        asked = json.loads(json.dumps({**asked, "layout": LAYOUT}))
         if (path / MANIFEST).is_file():
             before = read_question(path / MANIFEST, "what the run was asked")
             if changed := [key for key in asked | before if asked.get(key) != before.get(key)]:
