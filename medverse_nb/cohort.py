@@ -161,7 +161,7 @@ def _named(sources: Sources) -> list[tuple[str, Source]]:
 
 def _there(path: Path) -> Path:
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{path.name}: no such file or folder: {path}")
     return path
 
 

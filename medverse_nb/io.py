@@ -145,7 +145,7 @@ def _read_voxels(path: Path, affine: Any, name: str) -> xr.DataArray:
     if path.is_dir():
         return read_zarr(path, affine, name)
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{name}: no such file: {path}")
     if kind.endswith(".npy"):
         return read_npy(path, affine, name)
     if kind.endswith(".dcm"):
