@@ -247,10 +247,9 @@ def test_what_is_kept_of_a_tile_is_enough_and_no_more(shape, overlap):
         parts = (tile.needed_for(regions[number + 1 :]) for tile in kept)
         kept = [part for part in parts if part]
         for part in kept:
-            inside = Window(part.window.start, part.window.sides).region
             assert all(
                 own.start <= s.start < s.stop <= own.stop
-                for s, own in zip(part.region, inside, strict=True)
+                for s, own in zip(part.region, part.window.region, strict=True)
             )
             assert part.voxels.shape[1:] == tuple(s.stop - s.start for s in part.region)
             assert any(touch(part.region, later) for later in regions[number + 1 :])

@@ -122,7 +122,8 @@ def read_context(
 ) -> list[tuple[PairCrops, PairCrops]]:
     """Return images and labels of each question, or what reads them when they are taken."""
     one = volume_bytes(len(windows), windows[0].sides)
-    most, ahead = LARGEST_READ // one, max(1, LARGEST_READ // one)
+    most = LARGEST_READ // one
+    ahead = max(1, most)
     pairs, questions = len(volumes.images), len(volumes.labels)
 
     images: Sequence[PairCrops]
