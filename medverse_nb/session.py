@@ -354,6 +354,9 @@ class ICLSession:
     ) -> PredictFrom:
         """Return what answers one scan from any pairs, as the measures of `evaluation` ask for.
 
+        Its answers are probabilities (class, x, y, z) on the scan's grid, not yet a mask; of an
+        image task (1, x, y, z), the labels' intensities scaled to [0, 1].
+
         Parameters
         ----------
         target, classes, affine, cancel : as in `predict`; classes are those of the whole context.
@@ -368,6 +371,7 @@ class ICLSession:
             self.network,
             question.target,
             question.wanted,
+            names=[spec.name for spec in question.classes],
             align=self.align,
             settings=Settings(precision=self.precision),
             on_progress=reporting(on_progress, cancel),

@@ -402,7 +402,9 @@ def test_a_run_that_fails_says_why_and_changes_nothing(state, monkeypatch):
 
 def test_a_session_answers_from_any_pairs(session, cohort):
     predict = session.predictor(cohort.scan, classes={"block": (1, 2)})
-    assert predict(session.context.pairs[:1]).shape == (1, 9, 10, 8)
+    answer = predict(session.context.pairs[:1])
+    assert answer.shape == (1, 9, 10, 8)
+    assert list(answer["class"].values) == ["block"]
     cancel = threading.Event()
     told = []
     predict = session.predictor(

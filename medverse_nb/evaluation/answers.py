@@ -22,6 +22,7 @@ from ..pair import ContextPair, Task
 from ..placement import CanonicalVolume
 from ..regions import read
 from ..views import clipped
+from ..volume import with_data
 from .metrics import dice, psnr
 
 Measure = Literal["dice", "psnr", "agreement", "difference"]
@@ -47,6 +48,7 @@ def predictor(
     target: xr.DataArray,
     wanted: Sequence[Values],
     *,
+    names: Sequence[str] = (),
     align: Align = "box",
     settings: Settings | None = None,
     on_progress: OnProgress | None = None,
@@ -58,22 +60,24 @@ def predictor(
     target : (x, y, z) as it was read; an answer is on its grid, in its axis order.
     wanted : label values of each class, or `[None]` for an image task. Of the whole context:
         pairs without a class are empty examples of it.
+    names : of the classes; answers then carry them.
     on_progress : called with scale, scales, windows done, and of how many; may raise to end it.
 
     Returns
     -------
     A callable from pairs to (K, X, Y, Z) float32 in [0, 1]; of an image task the label's
-    intensities scaled to it.
+    intensities scaled to it. With `names` a `DataArray` (class, x, y, z) on the target's grid.
 
     Examples
     --------
     With a session and a scan::
 
-        wanted = [spec.values for spec in session.resolve(None)]
+        classes = session.resolve(None)
         predict = predictor(
             session.network,
             mv.read_volume("sub-09_T1w.nii.gz"),
-            wanted or [None],
+            [spec.values for spec in classes],
+            names=[spec.name for spec in classes],
             align=session.align,
             settings=Settings(precision=session.precision),
         )
@@ -81,11 +85,12 @@ def predictor(
     """
     canonical = CanonicalVolume.of(target).scaled()
 
-    def predict(pairs: Sequence[ContextPair]) -> NDArray[Any]:
+    def predict(pairs: Sequence[ContextPair]) -> Any:
         inputs = PairInputs(canonical.view, canonical.grid, pairs, align, wanted)
         last = run(network, inputs, settings or Settings(), on_progress=on_progress)[-1]
         views = map(clipped, last.predictions)
-        return np.stack([canonical.reorientation.undo(read(view)) for view in views])
+        answer = np.stack([canonical.reorientation.undo(read(view)) for view in views])
+        return with_data(target, answer, "probability", {"class": list(names)}) if names else answer
 
     return predict
 

@@ -128,16 +128,16 @@ def load_universeg(path: str | Path, device: str | torch.device = "cpu") -> Univ
 def save_network(
     network: ICLNetwork, path: str | Path, *, dtype: torch.dtype = torch.float32, **notes: str
 ) -> None:
-    """Write weights and config to `path`; `notes` are strings kept in the file's metadata."""
-    path = Path(path)
+    """Write weights and config to `path`; `notes` are strings kept in the file's metadata.
+
+    Writes in place: for a file that is there whole or not at all, call it in `write_atomically`.
+    """
     state = {
         key: value.detach().cpu().to(dtype).contiguous()
         for key, value in network.state_dict().items()
     }
     metadata = {"format": FORMAT, "config": json.dumps(network.config.to_dict()), **notes}
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(_with_sorted_header(save(state, metadata=metadata)))
-    temporary.replace(path)
+    Path(path).write_bytes(_with_sorted_header(save(state, metadata=metadata)))
 
 
 def _with_sorted_header(file: bytes) -> bytes:

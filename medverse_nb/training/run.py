@@ -325,16 +325,15 @@ def export(module: ICLModule, run: Run, trained_on: str) -> None:
     network = module.average.module
     assert isinstance(network, ICLNetwork)
     begun = f"from {describe_initial(run.initial_weights)}, " if run.initial_weights else ""
-    save_network(
-        network,
-        run.weights,
-        dtype=torch.float16,
-        name=run.config.name,
-        licence=run.config.licence,
-        training=(
-            f"{begun}{module.global_step} steps, {module.elapsed_s / 60:.0f} minutes, {trained_on}, "
-            f"seed {run.config.seed}, torch {version('torch')}; {run.config.description.strip()}"
-        ),
+    steps, minutes = module.global_step, module.elapsed_s / 60
+    notes = {
+        "name": run.config.name,
+        "licence": run.config.licence,
+        "training": f"{begun}{steps} steps, {minutes:.0f} minutes, {trained_on}, seed "
+        f"{run.config.seed}, torch {version('torch')}; {run.config.description.strip()}",
+    }
+    write_atomically(
+        run.weights, lambda part: save_network(network, part, dtype=torch.float16, **notes)
     )
 
 

@@ -447,14 +447,9 @@ class WorkbenchState(ClassChoice):
 
         def work(tell: Progress, cancel: Event) -> Measured:
             predict = session.predictor(target, classes=self._asked, cancel=cancel)
-            return Measured(names, self._named(measure(predict, tell, cancel)))
+            return Measured(names, measure(predict, tell, cancel))
 
         self.job.start(work, then=lambda found: setattr(self, trait, found))
-
-    def _named(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Give classes, which the measures count from 1, their names."""
-        names = {str(number): name for number, name in enumerate(self.class_names, 1)}
-        return table.assign(**{"class": table["class"].map(lambda one: names.get(one, one))})
 
 
 def _names_of(pairs: Sequence[ContextPair]) -> tuple[str, ...]:
