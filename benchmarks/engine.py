@@ -132,19 +132,33 @@ def measure_overhead(args: argparse.Namespace) -> Row:
     One thread gives the shares, since up to 8 pairs nothing overlaps there (more are read while
     the network runs): network is the forward pass,
     reading is `Crops.read` and what a scale reads at its beginning, the rest is the engine's.
-    As many threads as the engine has give the seconds a user waits.
+    As many threads as the engine has give the seconds a user waits. Medians of `--rounds`
+    through all volumes, since the machine's own pace drifts by more than a run takes.
     """
-    rows = {}
     sides = [side for side in (64, 96, 128, 192, 256, 384, 512) if side <= args.largest]
-    for pairs, side in itertools.product(args.pairs, sides):
-        rows[f"{side}^3, {pairs} pairs"] = time_run(side, pairs, args.windows, args.processor_time)
-        show(rows)
+    rounds: dict[str, list[Row]] = {}
+    for _ in range(args.rounds):
+        for pairs, side in itertools.product(args.pairs, sides):
+            row = time_run(side, pairs, args.windows, args.processor_time)
+            rounds.setdefault(f"{side}^3, {pairs} pairs", []).append(row)
+            show({name: medians(found) for name, found in rounds.items()})
+    rows = {name: medians(found) for name, found in rounds.items()}
     spread = {}
     for pairs in args.pairs:
         seconds = [row["fed_ms"] for name, row in rows.items() if name.endswith(f", {pairs} pairs")]
         spread[f"{pairs} pairs"] = round(max(seconds) / min(seconds) - 1, 3)
     print("slowest over fastest, less one:", spread)
-    return {"clock": "processor" if args.processor_time else "wall", "spread": spread, "rows": rows}
+    return {
+        "clock": "processor" if args.processor_time else "wall",
+        "rounds": args.rounds,
+        "spread": spread,
+        "rows": rows,
+    }
+
+
+def medians(found: Sequence[Row]) -> Row:
+    """Return the median of each figure."""
+    return {key: round(statistics.median(row[key] for row in found), 3) for key in found[0]}
 
 
 def time_run(side: int, pairs: int, most: int, processor_time: bool) -> Row:
@@ -592,6 +606,7 @@ def main() -> None:
     overhead = commands.add_parser("overhead", help="seconds a window, and where they go")
     overhead.add_argument("--largest", type=int, default=384, help="side of the largest volume")
     overhead.add_argument("--pairs", type=int, nargs="+", default=[1, 8])
+    overhead.add_argument("--rounds", type=int, default=1, help="through all volumes")
     overhead.add_argument("--windows", type=int, default=512, help="most that are run of a scale")
     overhead.add_argument(
         "--processor-time",

@@ -148,9 +148,9 @@ def engine_overhead(result: dict[str, Any]) -> str:
     return (
         f"{rows_table(result['rows'], 'volume', columns)}\n\nMilliseconds. A window: after the "
         "first scale, with as many threads as the engine takes; its parts by one thread, over all "
-        "scales. Reading is cropping and resampling; all else is planning and blending. Runs "
-        "follow one another, so that the machine's own drift is in it: see the network's column. "
-        f"{measured(result)}"
+        "scales. Reading is cropping and resampling; all else is planning and blending. Medians of "
+        f"{result['rounds']} rounds through all volumes; what is left of the machine's own drift "
+        f"shows in the network's column. {measured(result)}"
     )
 
 
