@@ -130,19 +130,20 @@ def measure_overhead(args: argparse.Namespace) -> Row:
     """Return seconds a window of whole runs, and where they go.
 
     One thread gives the shares, since up to 8 pairs nothing overlaps there (more are read while
-    the network runs): network is the forward pass,
-    reading is `Crops.read` and what a scale reads at its beginning, the rest is the engine's.
+    the network runs): network is the forward pass, reading is `Crops.read` and what a scale
+    reads at its beginning, the rest is the engine's.
     As many threads as the engine has give the seconds a user waits. Medians of `--rounds`
     through all volumes, since the machine's own pace drifts by more than a run takes.
     """
     sides = [side for side in (64, 96, 128, 192, 256, 384, 512) if side <= args.largest]
     rounds: dict[str, list[Row]] = {}
+    rows: dict[str, Row] = {}
     for _ in range(args.rounds):
         for pairs, side in itertools.product(args.pairs, sides):
             row = time_run(side, pairs, args.windows, args.processor_time)
             rounds.setdefault(f"{side}^3, {pairs} pairs", []).append(row)
-            show({name: medians(found) for name, found in rounds.items()})
-    rows = {name: medians(found) for name, found in rounds.items()}
+            rows = {name: medians(found) for name, found in rounds.items()}
+            show(rows)
     spread = {}
     for pairs in args.pairs:
         seconds = [row["fed_ms"] for name, row in rows.items() if name.endswith(f", {pairs} pairs")]
@@ -157,8 +158,8 @@ def measure_overhead(args: argparse.Namespace) -> Row:
 
 
 def medians(found: Sequence[Row]) -> Row:
-    """Return the median of each figure."""
-    return {key: round(statistics.median(row[key] for row in found), 3) for key in found[0]}
+    """Return the median of each figure, the lower one of two, so that counts stay whole."""
+    return {key: statistics.median_low(row[key] for row in found) for key in found[0]}
 
 
 def time_run(side: int, pairs: int, most: int, processor_time: bool) -> Row:

@@ -170,8 +170,8 @@ def engine_memory(result: dict[str, Any]) -> str:
     return (
         "Memory of a large scan, of one twice as large, and with four times the pairs:\n\n"
         f"{rows_table(result['rows'], 'volume', columns)}\n\nThe whole process's peak, Python and "
-        "torch included; from zarr folders. But where a row names the network, it answers at once, "
-        f"so that only the engine's memory counts. {measured(result)}"
+        "torch included; from zarr folders. In place of the network stands a stub that answers at "
+        f"once, but in the row that names it. {measured(result)}"
     )
 
 
